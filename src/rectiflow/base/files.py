@@ -1,0 +1,80 @@
+"""Files that are whole or absent: written aside, flushed to disk, renamed; and their SHA-256."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rectiflow.base.errors import InputError
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader finds either the old file or the whole new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a folder aside, then put it in the place of `folder`.
+
+    If `fill` fails, what stood at `folder` stays as it was. Between the two renames a crash leaves the former
+    folder under `<name>.old`; `recover_folder` puts it back.
+
+    Raises:
+        InputError: the disk is full or read-only (the message says that the former folder is kept).
+    """
+    aside, old = folder.with_name(f"{folder.name}.tmp"), folder.with_name(f"{folder.name}.old")
+    recover_folder(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        fill(aside)
+        _flush(aside)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        recover_folder(folder)
+        raise unwritable(folder, error) from error
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        recover_folder(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Undo a replacement of `folder` that was cut off between its two renames."""
+    old = folder.with_name(f"{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The one line for a file that could not be written."""
+    reason = error.strerror or str(error)
+    return InputError(f"could not write {path}: {reason}. What was saved before is kept; free space or choose another place.")
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,157 @@
+"""A flow: a network together with what its input and its output mean."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+
+from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
+from rectiflow.flow.config import FlowConfig
+from rectiflow.flow.prediction import Prediction, conversion
+from rectiflow.flow.schedule import Rectified, Schedule, schedule
+from rectiflow.flow.source import Gaussian, Source
+
+
+def expand(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A coefficient per sample (B or scalar, float64) in the shape, dtype and device of `like` (B×…)."""
+    return coefficient.to(like).reshape(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known at (x_t, t): one predicted quantity and, by the schedule, all the others.
+
+    Args:
+        x_t: B×….
+        t: float64 B or scalar, in [0, 1].
+        value: B×…, what was predicted.
+        prediction: what `value` is.
+        schedule: the path.
+        no_score: why the score is not valid here; empty if it is.
+        average_to: the time s of an average velocity from t to s; None if `value` is instantaneous.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    value: Tensor
+    prediction: Prediction
+    schedule: Schedule
+    no_score: str = ""
+    average_to: float | None = None
+
+    def get(self, want: Prediction) -> Tensor:
+        """The quantity `want`, B×….
+
+        Raises:
+            InputError: it is not valid here, or not finite at this t.
+        """
+        if want is self.prediction:
+            return self.value
+        if self.average_to is not None:
+            raise InputError(f"an average velocity from t to s={self.average_to} gives no {want}; leave out s.")
+        if want is Prediction.SCORE and self.no_score:
+            raise InputError(f"no score: {self.no_score}.")
+        at = self.schedule.at(self.t)
+        if want is Prediction.SCORE and bool((at.beta == 0).any()):
+            raise InputError("the score is infinite at t=0; ask for it at t > 0.")
+        from_x_t, from_value = conversion(self.prediction, want, at)
+        return expand(from_x_t, self.x_t) * self.x_t + expand(from_value, self.x_t) * self.value
+
+    @property
+    def velocity(self) -> Tensor:
+        """The posterior mean of v = α′x + β′z given x_t."""
+        return self.get(Prediction.VELOCITY)
+
+    @property
+    def noise(self) -> Tensor:
+        """ẑ, the posterior mean of z given x_t."""
+        return self.get(Prediction.NOISE)
+
+    @property
+    def data(self) -> Tensor:
+        """x̂, the posterior mean of x given x_t."""
+        return self.get(Prediction.DATA)
+
+    @property
+    def score(self) -> Tensor:
+        """∇log p_t(x_t) = −ẑ/β."""
+        return self.get(Prediction.SCORE)
+
+    def select(self, index: Tensor | slice) -> Self:
+        """The samples at `index`."""
+        t = self.t if self.t.dim() == 0 else self.t[index]
+        return replace(self, x_t=self.x_t[index], t=t, value=self.value[index])
+
+
+class AbstractFlow(ABC):
+    """Anything that estimates the velocity at (x_t, t): a trained flow or an exact oracle.
+
+    Attributes:
+        schedule: the path.
+        source: what z is drawn from.
+        shift: time shift of its sampling grid; 1 is none.
+    """
+
+    schedule: Schedule
+    source: Source
+    shift: float = 1.0
+
+    @abstractmethod
+    def estimate(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
+        """Estimate at x_t (B×…) and t (B or scalar, in [0, 1]) given `condition` (None: the null condition).
+
+        With `s`, the average velocity from t to s.
+
+        Raises:
+            InputError: `s` is given and this flow knows no average velocity.
+        """
+
+
+@final
+class Flow(nn.Module, AbstractFlow):
+    """A network with its schedule and prediction.
+
+    Args:
+        network: called as network(x_t, t, condition) with x_t B×…, t float32 B, condition `Condition` or None; returns
+            a tensor of the shape of x_t.
+        schedule: the path; rectified if left out.
+        prediction: what the network's output means.
+        source: what z is drawn from; N(0, I) if left out.
+        shift: s > 0 of the time shift shared by training and sampling; 1 is none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule | None = None,
+        prediction: Prediction | str = Prediction.VELOCITY,
+        source: Source | None = None,
+        shift: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.schedule = schedule or Rectified()
+        self.prediction = Prediction(prediction)
+        self.source = source or Gaussian()
+        self.shift = shift
+
+    @classmethod
+    def build(cls, network: nn.Module, config: FlowConfig) -> Self:
+        """The flow of a network under saved conventions."""
+        return cls(network, schedule(config.schedule), config.prediction, shift=config.shift)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
+        """Estimate at x_t (B×…) and t (B or scalar); see `AbstractFlow.estimate`."""
+        if s is not None:
+            raise InputError("this network knows one time only and gives no average velocity; leave out s.")
+        t = torch.as_tensor(t, dtype=torch.float64).cpu().clamp(*self.prediction.t_range(self.schedule))
+        value = self.network(x_t, t.to(x_t.device, torch.float32).expand(len(x_t)), condition)
+        no_score = "" if self.source.is_gaussian else "the source is not an independent Gaussian"
+        return Estimate(x_t, t, value.to(x_t.dtype), self.prediction, self.schedule, no_score)
+
+    def estimate(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
+        """As `forward`, through the module's hooks."""
+        return self(x_t, t, condition, s)

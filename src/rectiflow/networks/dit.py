@@ -1,0 +1,124 @@
+"""The diffusion transformer."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
+from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.layers import (
+    Attention,
+    LabelEmbedding,
+    SwiGLU,
+    TimeEmbedding,
+    axial_rotation,
+    grid_embedding,
+)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalise by the root mean square, then scale and shift per sample; x is B×tokens×D, the others B×1×D."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward map, each modulated by the condition and gated, with gates that start at zero.
+
+    Args:
+        config: the transformer's settings.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config.width, config.heads)
+        self.feed_forward = SwiGLU(config.width)
+        self.own = nn.Linear(config.width, 6 * config.width) if config.modulation == "block" else None
+        self.bias = nn.Parameter(torch.zeros(6 * config.width)) if self.own is None else None
+        if self.own is not None:
+            nn.init.zeros_(self.own.weight)
+            nn.init.zeros_(self.own.bias)
+
+    def forward(self, x: Tensor, modulation: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """B×tokens×D to the same; `modulation` is B×D if the block maps it itself, else B×6D."""
+        six = self.own(modulation) if self.own is not None else modulation + self.bias
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = six.to(x.dtype)[:, None].chunk(6, dim=-1)
+        x = x + gate_1 * self.attention(modulate(x, shift_1, scale_1), rotation)
+        return x + gate_2 * self.feed_forward(modulate(x, shift_2, scale_2))
+
+
+class DiT(nn.Module):
+    """Patches → blocks modulated by (t, label) → patches (Peebles & Xie 2023, adaLN-zero).
+
+    Accepts any height and width that the patch divides, whatever it was trained on.
+
+    Args:
+        config: its settings.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, pixels = config.width, config.patch**2 * config.channels
+        self.patch_in = nn.Linear(pixels, width)
+        self.time = TimeEmbedding(width)
+        self.label = LabelEmbedding(config.classes, width) if config.classes else None
+        self.shared = nn.Linear(width, 6 * width) if config.modulation == "shared" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final = nn.Linear(width, 2 * width)
+        self.patch_out = nn.Linear(width, pixels)
+        for layer in (self.shared, self.final, self.patch_out):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """x_t B×C×H×W and t B (float32) to B×C×H×W.
+
+        Raises:
+            InputError: the patch does not divide H and W, or the channels differ.
+        """
+        height, width = self._grid(x_t)
+        c = F.silu(self._embed(t, condition))
+        rotation = axial_rotation(height, width, self.config.width // self.config.heads, x_t.device)
+        x = self.patch_in(self._patches(x_t, height, width))
+        x = x + grid_embedding(height, width, self.config.width, x_t.device).to(x.dtype)
+        modulation = self.shared(c) if self.shared is not None else c
+        for block in self.blocks:
+            x = block(x, modulation, rotation)
+        shift, scale = self.final(c).to(x.dtype)[:, None].chunk(2, dim=-1)
+        return self._image(self.patch_out(modulate(x, shift, scale)), height, width)
+
+    def _grid(self, x_t: Tensor) -> tuple[int, int]:
+        _, channels, height, width = x_t.shape
+        patch = self.config.patch
+        if channels != self.config.channels:
+            raise InputError(f"this network takes {self.config.channels} channels, received {channels}.")
+        if height % patch or width % patch:
+            near = f"{max(round(height / patch), 1) * patch}×{max(round(width / patch), 1) * patch}"
+            raise InputError(f"the patch of {patch} does not divide {height}×{width}; the nearest size is {near}.")
+        return height // patch, width // patch
+
+    def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
+        # The time's features keep full precision: bf16 cannot tell neighbouring steps apart.
+        with torch.autocast(t.device.type, enabled=False):
+            c = self.time(t)
+            if self.label is None:
+                return c
+            labels = torch.full((len(t),), -1, device=t.device) if condition is None else condition.labels
+            return c + self.label(labels)
+
+    def _patches(self, x: Tensor, height: int, width: int) -> Tensor:
+        patch = self.config.patch
+        x = x.reshape(len(x), -1, height, patch, width, patch)
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B×(height·width)×(C·patch²)
+
+    def _image(self, x: Tensor, height: int, width: int) -> Tensor:
+        patch = self.config.patch
+        x = x.reshape(len(x), height, width, -1, patch, patch)
+        return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), -1, height * patch, width * patch)
+
+
+def build(config: DiTConfig) -> nn.Module:
+    """The network that `config` describes, with fresh weights from torch's global generator."""
+    return DiT(config)

@@ -1,0 +1,129 @@
+"""Layers of transformers: attention with QK-norm and rotary positions, SwiGLU, embeddings."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoidal(position: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
+    """Cosines and sines of `position` (any shape) at width/2 wavelengths from 2π to 2π·longest; …×width, float32."""
+    half = width // 2
+    frequency = torch.exp(-math.log(longest) / half * torch.arange(half, device=position.device))
+    angle = position[..., None].float() * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+@lru_cache(maxsize=64)
+def grid_embedding(height: int, width: int, features: int, device: torch.device) -> Tensor:
+    """Fixed position embedding of a grid, (height·width)×features: half for the row, half for the column."""
+    rows, columns = _grid(height, width, device)
+    return torch.cat([sinusoidal(rows, features // 2), sinusoidal(columns, features // 2)], dim=-1)
+
+
+@lru_cache(maxsize=64)
+def axial_rotation(height: int, width: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (height·width)×(features/2): the first half of the pairs turn with the row, the rest with the
+    column (axial RoPE; Su et al. 2021).
+    """
+    rows, columns = _grid(height, width, device)
+    pairs = features // 4
+    frequency = 10_000.0 ** (-torch.arange(pairs, device=device) / pairs)
+    angle = torch.cat([rows[:, None] * frequency, columns[:, None] * frequency], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    index = torch.arange(height * width, device=device)
+    return index // width, index % width
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i+d/2}) by their angles; x is …×tokens×d, cos and sin tokens×d/2."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries and keys are normalised per head and turned by their positions.
+
+    Args:
+        width: D.
+        heads: number of heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """B×tokens×D to the same."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each B×heads×tokens×d
+        query = rotate(self.query_norm(query).to(value.dtype), *rotation)
+        key = rotate(self.key_norm(key).to(value.dtype), *rotation)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.out(attended.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward map W₃(silu(W₁x)·W₂x) (Shazeer 2020); ⅔·4D hidden features, rounded up to a multiple of 64.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = -(-(8 * width // 3) // 64) * 64
+        self.up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """…×D to the same."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class TimeEmbedding(nn.Module):
+    """Features of t in [0, 1]: sinusoids of 1000·t, then two linear maps.
+
+    Args:
+        width: D.
+    """
+
+    FREQUENCIES = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Sequential(nn.Linear(self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """B to B×D."""
+        return self.map(sinusoidal(1000 * t, self.FREQUENCIES))
+
+
+class LabelEmbedding(nn.Module):
+    """One learned row for each class and one for the null label −1.
+
+    Args:
+        classes: number of classes.
+        width: D.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(classes + 1, width)
+        nn.init.normal_(self.rows.weight, std=0.02)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """int64 B to B×D."""
+        return self.rows(torch.where(labels < 0, self.rows.num_embeddings - 1, labels))

@@ -1,0 +1,1 @@
+"""Floor 2: from noise to data. Solvers, guidance and the one loop."""

@@ -1,0 +1,137 @@
+"""The sampling loop: written once, for every flow, solver and guidance."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
+from rectiflow.flow.flow import AbstractFlow, Estimate
+from rectiflow.flow.times import shift
+from rectiflow.sampling.guidance import Guidance, guided
+from rectiflow.sampling.solvers import History, Solver
+
+
+@dataclass(frozen=True)
+class State:
+    """Where sampling stands.
+
+    Args:
+        x_t: B×….
+        t: time, from the grid.
+        step: steps done, 0 … steps.
+        steps: steps in all.
+        estimate: the guided estimate at the start of the step that led here; None at the start.
+    """
+
+    x_t: Tensor
+    t: float
+    step: int
+    steps: int
+    estimate: Estimate | None = None
+
+
+Hook = Callable[[State], Tensor]
+
+
+def time_grid(steps: int, start: float = 1.0, end: float = 0.0, shift_by: float = 1.0) -> Tensor:
+    """N+1 times that bound N intervals, evenly spaced before the shift; float64, both ends included.
+
+    Args:
+        steps: N ≥ 1.
+        start: t to begin at, above `end`.
+        end: t to finish at.
+        shift_by: time shift s; 1 is none. The ends stay where they are.
+
+    Raises:
+        InputError: fewer than one step, or ends out of order.
+    """
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, received {steps}.")
+    if not 0 <= end < start <= 1:
+        raise InputError(f"expected 0 ≤ end < start ≤ 1, received start={start}, end={end}.")
+    if shift_by == 1:
+        return torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    # Even spacing lies in the unshifted time, so the ends are mapped back there first.
+    ends = shift(torch.tensor([start, end], dtype=torch.float64), 1 / shift_by)
+    grid = shift(torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64), shift_by)
+    grid[0], grid[-1] = start, end
+    return grid
+
+
+def trajectory(
+    flow: AbstractFlow,
+    x: Tensor,
+    grid: Tensor,
+    solver: Solver,
+    condition: Condition | None = None,
+    guidance: Guidance | None = None,
+    hook: Hook | None = None,
+) -> Iterator[State]:
+    """March x along the flow through the times of `grid`, yielding the state at each, the first included.
+
+    Args:
+        flow: gives the velocity.
+        x: state at grid[0], B×…; β(1)·z for a start at t = 1.
+        grid: float64 times, N+1 for N steps.
+        solver: the method.
+        condition: B conditions; None is unconditional.
+        guidance: None is none.
+        hook: called after each step; what it returns takes the place of x_t.
+    """
+    steps = len(grid) - 1
+    field = _Field(flow, guidance, condition, x.shape)
+    state = State(x, float(grid[0]), 0, steps)
+    history: History = ()
+    yield state
+    for step, (t, s) in enumerate(zip(grid, grid[1:], strict=False), start=1):
+        field.begin(s)
+        x, history = solver.step(field, state.x_t, t, s, history)
+        state = State(x, float(s), step, steps, field.commit())
+        if hook is not None:
+            state = replace(state, x_t=hook(state))
+        yield state
+
+
+class _Field:
+    """The guided velocity during one step, and the guidance's state from step to step."""
+
+    def __init__(
+        self, flow: AbstractFlow, guidance: Guidance | None, condition: Condition | None, shape: torch.Size
+    ) -> None:
+        self.flow, self.guidance, self.condition = flow, guidance, condition
+        self.state = guidance.init(shape) if guidance is not None else None
+        self.first: Estimate | None = None
+
+    def begin(self, s: Tensor) -> None:
+        self.s, self.first = s, None
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        estimate = guided(self.flow, self.guidance, self.condition, x_t, t, self.s, self.state)
+        self.first = self.first or estimate
+        return estimate.velocity
+
+    def commit(self) -> Estimate | None:
+        if self.guidance is not None and self.first is not None:
+            self.state = self.guidance.commit(self.first, self.state)
+        return self.first
+
+
+def sample(
+    flow: AbstractFlow,
+    z: Tensor,
+    solver: Solver,
+    steps: int = 50,
+    condition: Condition | None = None,
+    guidance: Guidance | None = None,
+) -> Tensor:
+    """From draws z of the flow's source (B×…) to data, in `steps` steps on the flow's own grid."""
+    grid = time_grid(steps, shift_by=flow.shift)
+    last = None
+    with torch.no_grad():
+        for state in trajectory(flow, flow.schedule.prior_std * z, grid, solver, condition, guidance):
+            last = state
+    assert last is not None
+    return last.x_t

@@ -15,18 +15,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader finds either the old file or the whole new one."""
+def write_aside(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a file aside, then put it in the place of `path`: a reader finds the old file or the new one.
+
+    Raises:
+        InputError: the file cannot be written; the old one is kept.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill(aside)
+        with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise unwritable(path, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8, whole or not at all; see `write_aside`."""
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -70,7 +80,9 @@ def recover_folder(folder: Path) -> None:
 def unwritable(path: Path, error: OSError) -> InputError:
     """The one line for a file that could not be written."""
     reason = error.strerror or str(error)
-    return InputError(f"could not write {path}: {reason}. What was saved before is kept; free space or choose another place.")
+    return InputError(
+        f"could not write {path}: {reason}. What was saved before is kept; free space or choose another place."
+    )
 
 
 def _flush(folder: Path) -> None:

@@ -17,7 +17,7 @@ from rectiflow.flow.source import Gaussian, Source
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
     """A coefficient per sample (B or scalar, float64) in the shape, dtype and device of `like` (B×…)."""
-    return coefficient.to(like).reshape(-1, *[1] * (like.dim() - 1))
+    return coefficient.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.dim() - 1))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Flow(nn.Module, AbstractFlow):
         if s is not None:
             raise InputError("this network knows one time only and gives no average velocity; leave out s.")
         t = torch.as_tensor(t, dtype=torch.float64).cpu().clamp(*self.prediction.t_range(self.schedule))
-        value = self.network(x_t, t.to(x_t.device, torch.float32).expand(len(x_t)), condition)
+        value = self.network(x_t, t.float().to(x_t.device).expand(len(x_t)), condition)
         no_score = "" if self.source.is_gaussian else "the source is not an independent Gaussian"
         return Estimate(x_t, t, value.to(x_t.dtype), self.prediction, self.schedule, no_score)
 

@@ -14,12 +14,37 @@ from rectiflow.networks.layers import (
     TimeEmbedding,
     axial_rotation,
     grid_embedding,
+    normalise,
 )
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalise by the root mean square, then scale and shift per sample; x is B×tokens×D, the others B×1×D."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return normalise(x) * (1 + scale) + shift
+
+
+class Bias(nn.Module):
+    """Adds a learned vector that starts at zero.
+
+    Args:
+        width: its length.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """…×width to the same."""
+        return x + self.bias
+
+
+def _zero(width: int, parts: int) -> nn.Linear:
+    """A map from D to `parts`·D whose output starts at zero: each block starts as the identity."""
+    layer = nn.Linear(width, parts * width)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Block(nn.Module):
@@ -33,16 +58,12 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(config.width, config.heads)
         self.feed_forward = SwiGLU(config.width)
-        self.own = nn.Linear(config.width, 6 * config.width) if config.modulation == "block" else None
-        self.bias = nn.Parameter(torch.zeros(6 * config.width)) if self.own is None else None
-        if self.own is not None:
-            nn.init.zeros_(self.own.weight)
-            nn.init.zeros_(self.own.bias)
+        self.modulation = Bias(6 * config.width) if config.modulation == "shared" else _zero(config.width, 6)
 
     def forward(self, x: Tensor, modulation: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """B×tokens×D to the same; `modulation` is B×D if the block maps it itself, else B×6D."""
-        six = self.own(modulation) if self.own is not None else modulation + self.bias
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = six.to(x.dtype)[:, None].chunk(6, dim=-1)
+        """B×tokens×D to the same; `modulation` is B×D, or B×6D if all blocks share one map."""
+        six = self.modulation(modulation).to(x.dtype)[:, None].chunk(6, dim=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = six
         x = x + gate_1 * self.attention(modulate(x, shift_1, scale_1), rotation)
         return x + gate_2 * self.feed_forward(modulate(x, shift_2, scale_2))
 
@@ -63,14 +84,12 @@ class DiT(nn.Module):
         self.patch_in = nn.Linear(pixels, width)
         self.time = TimeEmbedding(width)
         self.label = LabelEmbedding(config.classes, width) if config.classes else None
-        self.shared = nn.Linear(width, 6 * width) if config.modulation == "shared" else None
+        self.shared = _zero(width, 6) if config.modulation == "shared" else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final = nn.Linear(width, 2 * width)
+        self.final = _zero(width, 2)
         self.patch_out = nn.Linear(width, pixels)
-        for layer in (self.shared, self.final, self.patch_out):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.patch_out.weight)
+        nn.init.zeros_(self.patch_out.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """x_t B×C×H×W and t B (float32) to B×C×H×W.
@@ -83,7 +102,7 @@ class DiT(nn.Module):
         rotation = axial_rotation(height, width, self.config.width // self.config.heads, x_t.device)
         x = self.patch_in(self._patches(x_t, height, width))
         x = x + grid_embedding(height, width, self.config.width, x_t.device).to(x.dtype)
-        modulation = self.shared(c) if self.shared is not None else c
+        modulation = self.shared(c)
         for block in self.blocks:
             x = block(x, modulation, rotation)
         shift, scale = self.final(c).to(x.dtype)[:, None].chunk(2, dim=-1)

@@ -47,6 +47,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
+def normalise(x: Tensor) -> Tensor:
+    """Divide by the root mean square over the last dimension (RMSNorm without weights; Zhang & Sennrich 2019)."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; queries and keys are normalised per head and turned by their positions.
 
@@ -59,8 +64,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.query_scale = nn.Parameter(torch.ones(width // heads))
+        self.key_scale = nn.Parameter(torch.ones(width // heads))
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -68,8 +73,8 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each B×heads×tokens×d
-        query = rotate(self.query_norm(query).to(value.dtype), *rotation)
-        key = rotate(self.key_norm(key).to(value.dtype), *rotation)
+        query = rotate(normalise(query) * self.query_scale.to(query.dtype), *rotation)
+        key = rotate(normalise(key) * self.key_scale.to(key.dtype), *rotation)
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.out(attended.transpose(1, 2).reshape(batch, tokens, width))
 

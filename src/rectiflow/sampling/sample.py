@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def trajectory(
     state = State(x, float(grid[0]), 0, steps)
     history: History = ()
     yield state
-    for step, (t, s) in enumerate(zip(grid, grid[1:], strict=False), start=1):
+    for step, (t, s) in enumerate(pairwise(grid), start=1):
         field.begin(s)
         x, history = solver.step(field, state.x_t, t, s, history)
         state = State(x, float(s), step, steps, field.commit())

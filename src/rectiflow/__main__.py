@@ -1,0 +1,66 @@
+"""Train and sample your own generative model: rectified flow, diffusion and everything around it."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+import tyro
+
+from rectiflow.base.errors import InputError, near_miss, unknown
+from rectiflow.cli.info import Info
+from rectiflow.cli.sample import Sample
+from rectiflow.cli.train import Train
+
+COMMANDS: dict[str, type[Train | Sample | Info]] = {"train": Train, "sample": Sample, "info": Info}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status. A user's mistake is one line on stderr and status 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _parse(given or ["--help"])()
+    except InputError as error:
+        print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rectiflow: stopped.", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: list[str]) -> Train | Sample | Info:
+    name = arguments[0]
+    if not name.startswith("-") and name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            if name in COMMANDS:
+                return tyro.cli(COMMANDS[name], args=arguments[1:], prog=f"rectiflow {name}", use_underscores=False)
+            return tyro.extras.subcommand_cli_from_dict(
+                {**COMMANDS}, args=arguments, prog="rectiflow", description=__doc__, use_underscores=False
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_one_line(box.getvalue(), arguments)) from None
+
+
+def _one_line(box: str, arguments: list[str]) -> str:
+    """The words of a parser's message without its frame, and the near miss of an option that does not exist."""
+    words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", box).split())
+    words = re.split(r"\(required\)|Argument helptext:|For full helptext|Got errors:", words)[0].strip(" .")
+    words = re.sub(r"^(Value error|Required options|Unrecognized options) ", "", words)
+    command = arguments[0] if arguments[0] in COMMANDS else ""
+    if unknown_option := re.search(r"--[\w-]+", words) if words.startswith("Unrecognized") else None:
+        known = [f"--{field.name}" for field in fields(COMMANDS[command])] if command else []
+        words = f"unknown option '{unknown_option[0]}'.{near_miss(unknown_option[0], known)}"
+    return (
+        f"{words.rstrip('.?')}{'?' if words.endswith('?') else '.'} See: {' '.join(['rectiflow', command, '--help'])}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

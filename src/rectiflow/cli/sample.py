@@ -1,0 +1,114 @@
+"""`rectiflow sample`: pictures from a trained model."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from rectiflow.base.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rectiflow.pipeline import Pipeline, Request
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Make pictures with a trained model.
+
+    Args:
+        run: A run folder or a model folder.
+        out: Where to: X.png is a grid with a row for each class, X.npz holds arr_0 (uint8 N×H×W×C) and arr_1 (labels),
+            anything else is a folder with one PNG each and metadata.jsonl.
+        classes: Names of classes; all of them if left out.
+        count: Pictures of each class, class by class.
+        steps: Intervals from noise (t=1) to picture (t=0).
+        solver: euler, heun or ab2.
+        guidance: w ≥ 0 of v = (1+w)·v_class − w·v_null; 0 is none. Others' guidance scale is 1+w.
+        seed: Picture i of a request has the same noise under the same seed, however many are asked for.
+        size: Height and width in pixels; the size trained on if left out.
+        filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
+        device: auto, cpu, cuda or mps.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    out: Path = Path("samples.png")
+    classes: tuple[str, ...] = ()
+    count: int = 1
+    steps: int = 50
+    solver: str = "euler"
+    guidance: float = 0.0
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    filmstrip: int = 0
+    device: str = "auto"
+
+    def __call__(self) -> int:
+        """Sample; returns the exit status."""
+        suffix = self.out.suffix.lower()
+        if self.filmstrip and (suffix != ".png" or self.filmstrip < 2):
+            raise InputError("--filmstrip takes at least 2 moments and an --out that ends in .png.")
+        if suffix not in ("", ".png", ".npz"):
+            raise InputError(
+                f"--out {self.out}: expected a name ending in .png or .npz, or a folder without an ending."
+            )
+
+        from rectiflow.pipeline import Pipeline, Request
+        from rectiflow.training.precision import resolve_device
+
+        pipeline = Pipeline.load(self.run, device=str(resolve_device(self.device)))
+        request = Request(
+            classes=self.classes,
+            count=self.count,
+            steps=self.steps,
+            solver=self.solver,
+            guidance=self.guidance,
+            seed=self.seed,
+            size=self.size,
+        )
+        if self.filmstrip:
+            self._save_filmstrip(pipeline, request)
+        else:
+            self._save_samples(pipeline, request, suffix)
+        print(f"wrote {self.out}")
+        return 0
+
+    def _save_samples(self, pipeline: "Pipeline", request: "Request", suffix: str) -> None:
+        from rectiflow.data.pictures import grid, save_folder, save_npz, save_png, screen_scale, to_uint8
+
+        samples = pipeline.sample(request)
+        pixels = to_uint8(samples.pixels)
+        if suffix == ".npz":
+            save_npz(pixels, samples.labels, self.out)
+        elif suffix == ".png":
+            sheet = grid(pixels, request.count, screen_scale(*pixels.shape[1:3]))
+            save_png(sheet, self.out, self._about(pipeline))
+        else:
+            save_folder(pixels, self.out, list(self._about_each(pipeline, samples.labels)))
+
+    def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
+        import torch
+
+        from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
+
+        states = [pipeline.autoencoder.decode(state.x_t) for state in pipeline.states(request)]
+        moments = torch.linspace(0, len(states) - 1, self.filmstrip).round().long()
+        frames = torch.stack([states[i] for i in moments], dim=1)  # pictures × moments × C×H×W
+        pixels = to_uint8(frames.flatten(0, 1))
+        sheet = grid(pixels, self.filmstrip, screen_scale(*pixels.shape[1:3]))
+        save_png(sheet, self.out, self._about(pipeline))
+
+    def _about(self, pipeline: "Pipeline") -> dict[str, Any]:
+        classes = self.classes or pipeline.class_names
+        about = {k: v for k, v in asdict(self).items() if k in ("count", "steps", "solver", "guidance", "seed")}
+        return {"model": str(self.run), **pipeline.training, "classes": list(classes), **about}
+
+    def _about_each(self, pipeline: "Pipeline", labels: "Tensor") -> Iterator[dict[str, Any]]:
+        for index, label in enumerate(labels.tolist()):
+            about = self._about(pipeline)
+            about.pop("classes")
+            name = pipeline.class_names[label] if label >= 0 else None
+            yield {"class": name, "index": index, **about}

@@ -1,0 +1,60 @@
+"""`rectiflow train`: a recipe, then a file, then settings; later wins."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rectiflow.base.errors import InputError
+from rectiflow.recipes.registry import RECIPES, resolve
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe, or go on with a run.
+
+    Args:
+        recipe: Name of the recipe, such as digits.
+        run: Folder of the run; runs/RECIPE if left out.
+        config: YAML file of settings laid over the recipe.
+        set: Settings laid over both, such as network.width=64 or network.preset=S/2; values are YAML.
+        resume: Go on with this run, by its own run.yaml.
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
+    run: Path | None = None
+    config: Path | None = None
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    resume: Path | None = None
+
+    def __call__(self) -> int:
+        """Train; returns the exit status."""
+        if self.resume is not None and (self.recipe or self.run or self.config or self.set):
+            raise InputError("--resume takes everything from the run's own run.yaml; leave the other arguments out.")
+        if self.resume is None and not self.recipe:
+            raise InputError(f"expected a recipe ({', '.join(RECIPES)}) or --resume RUN.")
+        asked = (
+            None
+            if self.resume is not None
+            else resolve(self.recipe, self.config, [setting for group in self.set for setting in group])
+        )
+
+        from rich.console import Console
+
+        from rectiflow.training.run import read_run, train
+
+        folder = self.resume or self.run or Path("runs") / self.recipe
+        console = Console()
+        outcome = train(asked or read_run(folder), folder, console)
+        if not outcome.trained:
+            console.print(f"{folder} is already trained ({outcome.step} steps).", highlight=False)
+        elif not outcome.finished:
+            console.print(
+                f"Stopped and saved after step {outcome.step}. Go on: rectiflow train --resume {folder}",
+                highlight=False,
+            )
+            return 130
+        else:
+            console.print(f"The model is in {folder / 'model'}. Sample: rectiflow sample {folder} --out samples.png")
+        return 0

@@ -1,0 +1,1 @@
+"""Floor 2: from what a user writes to a `Condition`."""

@@ -1,0 +1,315 @@
+"""Floor 3: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
+from rectiflow.base.condition import Condition
+from rectiflow.base.config import Config
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import sha256, write_folder
+from rectiflow.base.randomness import Key
+from rectiflow.conditioning.labels import Labels
+from rectiflow.flow.config import FlowConfig
+from rectiflow.flow.flow import Flow
+from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.dit import build
+from rectiflow.sampling.guidance import ClassifierFree
+from rectiflow.sampling.sample import State, time_grid, trajectory
+from rectiflow.sampling.solvers import solver as solver_named
+
+FORMAT_VERSION = 1
+CONVENTIONS = {
+    "time": "t=0 data, t=1 noise; x_t = alpha(t) x + beta(t) z",
+    "velocity": "v = alpha'(t) x + beta'(t) z",
+    "guidance": "v = (1+w) v_y - w v_null; w=0 is none",
+    "pixels": "float in [-1, 1], BxCxHxW",
+}
+_WEIGHTS = "flow.safetensors"
+_CHUNK = 100
+
+
+class ModelConfig(Config):
+    """What `config.json` says of a model.
+
+    Args:
+        format_version: of the folder's layout.
+        library_version: of rectiflow, that wrote it.
+        conventions: time, velocity, guidance and pixels, in words; another text is refused.
+        flow: schedule, prediction and time shift.
+        network: architecture.
+        autoencoder: "identity": pixel space.
+        class_names: name of each label; empty for an unconditional model.
+        null_trained: whether it was trained with condition dropout, which guidance needs.
+        shape: C, H, W of a picture as trained.
+        training: where it comes from (recipe, step); for readers only.
+        weights: SHA-256 of each weight file by its name.
+    """
+
+    format_version: int
+    library_version: str
+    conventions: dict[str, str]
+    flow: FlowConfig
+    network: DiTConfig
+    autoencoder: str
+    class_names: tuple[str, ...]
+    null_trained: bool
+    shape: tuple[int, int, int]
+    training: dict[str, Any]
+    weights: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample: pictures class by class, picture i from noise that depends on (seed, i) alone.
+
+    Args:
+        classes: names of classes; empty for every class of the model.
+        count: pictures of each class, ≥ 1.
+        steps: N intervals from t = 1 to t = 0.
+        solver: "euler", "heun" or "ab2".
+        guidance: w ≥ 0; 0 is none.
+        seed: any integer.
+        size: H, W in pixels; None is the size trained on.
+    """
+
+    classes: Sequence[str | int] = ()
+    count: int = 1
+    steps: int = 50
+    solver: str = "euler"
+    guidance: float = 0.0
+    seed: int = 0
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures, float32 N×C×H×W in about [−1, 1], and their labels (int64 N; −1 for an unconditional model)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Pipeline:
+    """A model: class names in, pictures out.
+
+    Args:
+        flow: the trained flow.
+        flow_config: its saved conventions.
+        network_config: its network's architecture.
+        shape: C, H, W of a picture as trained.
+        class_names: name of each label; empty for an unconditional model.
+        null_trained: whether it was trained with condition dropout, which guidance needs.
+        autoencoder: between pictures and what the flow works on.
+        training: where the model comes from; for readers only.
+    """
+
+    flow: Flow
+    flow_config: FlowConfig
+    network_config: DiTConfig
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+    null_trained: bool = False
+    autoencoder: Autoencoder = field(default_factory=Identity)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def sample(self, request: Request) -> Samples:
+        """Pictures for a request.
+
+        Raises:
+            InputError: a class, solver, size or number that cannot be; one line.
+        """
+        labels = self.labels(request)
+        parts = []
+        for start in range(0, len(labels), _CHUNK):
+            for state in self.states(request, start, start + _CHUNK):
+                last = state.x_t
+            parts.append(self.autoencoder.decode(last))
+        return Samples(torch.cat(parts).float().cpu(), labels)
+
+    def states(self, request: Request, start: int = 0, stop: int | None = None) -> Iterator[State]:
+        """Sampling as it goes, for the pictures start … stop−1 of a request: the state at each of the N+1 times."""
+        labels = self.labels(request)
+        index = torch.arange(len(labels))[start:stop]
+        shape = self.autoencoder.latent_shape((self.shape[0], *(request.size or self.shape[1:])))
+        device = next(self.flow.parameters()).device
+        z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(device)
+        condition = Condition(labels[index].to(device)) if self.class_names else None
+        grid = time_grid(request.steps, shift_by=self.flow.shift)
+        noise = self.flow.schedule.prior_std * z
+        guidance = ClassifierFree(request.guidance)
+        states = trajectory(self.flow, noise, grid, solver_named(request.solver), condition, guidance)
+        while True:
+            # Only the network runs without gradients: a generator must not switch them off for its caller.
+            with torch.no_grad():
+                state = next(states, None)
+            if state is None:
+                return
+            yield state
+
+    def labels(self, request: Request) -> Tensor:
+        """Label of each picture of a request, int64."""
+        if request.count < 1:
+            raise InputError(f"count must be at least 1, received {request.count}.")
+        if not self.class_names:
+            if request.classes or request.guidance:
+                raise InputError("this model is unconditional: it knows no classes and no guidance; leave both out.")
+            return torch.full((request.count,), -1)
+        if request.guidance and not self.null_trained:
+            raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
+        return Labels(self.class_names)(request.classes or self.class_names).labels.repeat_interleave(request.count)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `config.json` and the weights, whole or not at all; a model already there is replaced.
+
+        Raises:
+            InputError: the disk is full or read-only.
+        """
+
+        def fill(aside: Path) -> None:
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self._state().items()}
+            try:
+                save_file(weights, aside / _WEIGHTS)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+            config = ModelConfig(
+                format_version=FORMAT_VERSION,
+                library_version=version("rectiflow"),
+                conventions=CONVENTIONS,
+                flow=self.flow_config,
+                network=self.network_config,
+                autoencoder="identity",
+                class_names=self.class_names,
+                null_trained=self.null_trained,
+                shape=self.shape,
+                training=dict(self.training),
+                weights={_WEIGHTS: sha256(aside / _WEIGHTS)},
+            )
+            (aside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+        write_folder(Path(folder), fill)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> Self:
+        """The model in `folder`, checked against its hashes, ready to sample.
+
+        Args:
+            folder: a model folder, or a run folder that holds one.
+            device: where to put it.
+
+        Raises:
+            InputError: a file is missing, altered, newer than this library or of another shape; the line says which.
+        """
+        folder = find_model(Path(folder))
+        config = read_model_config(folder)
+        network = build(config.network)
+        flow = Flow.build(network, config.flow)
+        _load_weights(network, folder / _WEIGHTS, config.weights.get(_WEIGHTS))
+        flow.requires_grad_(False).eval().to(device)
+        return cls(
+            flow=flow,
+            flow_config=config.flow,
+            network_config=config.network,
+            shape=config.shape,
+            class_names=config.class_names,
+            null_trained=config.null_trained,
+            training=config.training,
+        )
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.flow.network.state_dict()
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder that `folder` is, or holds as a run.
+
+    Raises:
+        InputError: it is neither.
+    """
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.exists():
+        raise InputError(f"no run or model at {folder}: no such folder. Train one with: rectiflow train digits")
+    if (folder / "run.yaml").is_file():
+        raise InputError(f"the run {folder} has no model yet; go on with: rectiflow train --resume {folder}")
+    raise InputError(f"{folder} is neither a run (run.yaml) nor a model (config.json).")
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Read and check `config.json`.
+
+    Raises:
+        InputError: it cannot be read, is newer than this library, or follows other conventions.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}); restore the file.") from error
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(found, int):
+        raise InputError(f"{path} is no model of rectiflow: it has no format_version.")
+    if found > FORMAT_VERSION:
+        raise InputError(
+            f"{folder} was written by rectiflow {values.get('library_version')} in format {found}; this version "
+            f"reads up to {FORMAT_VERSION}. Upgrade rectiflow."
+        )
+    config = ModelConfig.parse(values, str(path))
+    if config.conventions != CONVENTIONS:
+        wrong = next(
+            k for k in {**CONVENTIONS, **config.conventions} if CONVENTIONS.get(k) != config.conventions.get(k)
+        )
+        raise InputError(
+            f"{path} states another convention for {wrong}: expected '{CONVENTIONS.get(wrong)}', "
+            f"received '{config.conventions.get(wrong)}'."
+        )
+    return config
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What the model in `folder` is, in plain values, without loading its weights."""
+    config = read_model_config(folder)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in build(config.network).parameters())
+    return {
+        "model": str(folder),
+        "recipe": config.training.get("recipe"),
+        "model_step": config.training.get("step"),
+        "parameters": size,
+        "picture": "×".join(map(str, config.shape)),
+        "classes": list(config.class_names),
+        "flow": config.flow.model_dump(),
+        "network": config.network.model_dump(),
+        "guidance_trained": config.null_trained,
+        "conventions": config.conventions,
+        "written_by": f"rectiflow {config.library_version}, format {config.format_version}",
+    }
+
+
+def _load_weights(network: nn.Module, path: Path, expected: str | None) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing; restore it or train again.")
+    if sha256(path) != expected:
+        raise InputError(f"{path} is not the file that config.json names: its SHA-256 differs. Restore the original.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is no safetensors file: {error}.") from error
+    wanted = network.state_dict()
+    for name in sorted(set(wanted) | set(weights)):
+        have, want = (tuple(d[name].shape) if name in d else "nothing" for d in (weights, wanted))
+        if have != want:
+            raise InputError(f"{path}: tensor {name}: config.json asks for {want}, the file holds {have}.")
+    network.load_state_dict(weights)

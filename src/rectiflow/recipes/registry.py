@@ -1,0 +1,47 @@
+"""All recipes by name, and how settings are laid over them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rectiflow.base.config import merge, parse_setting, read_yaml
+from rectiflow.base.errors import InputError, unknown
+from rectiflow.networks.config import expand_preset
+from rectiflow.recipes.digits import digits
+from rectiflow.training.config import RunConfig
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits}
+
+
+def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
+    """The recipe's configuration, then the file's values, then the settings; later wins.
+
+    Args:
+        recipe: name of a recipe.
+        file: YAML file of settings, or None.
+        settings: such as "network.width=64"; `network.preset=S/2` stands for the numbers of that preset.
+
+    Raises:
+        InputError: no such recipe, field or value; one line.
+    """
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if file is not None:
+        layers.append((str(file), read_yaml(file)))
+    together: dict[str, Any] = {}
+    for setting in settings:
+        together = merge(together, parse_setting(setting))
+    if together:
+        layers.append(("--set", together))
+    config = RECIPES[recipe]()
+    for origin, layer in layers:
+        if "recipe" in layer and layer["recipe"] != recipe:
+            raise InputError(f"{origin} is of recipe {layer['recipe']}, not {recipe}.")
+        config = RunConfig.parse(merge(config.model_dump(mode="json"), _expanded(layer)), origin)
+    return config
+
+
+def _expanded(layer: Mapping[str, Any]) -> dict[str, Any]:
+    network = layer.get("network")
+    return {**layer, "network": expand_preset(network)} if isinstance(network, Mapping) else dict(layer)

@@ -1,0 +1,1 @@
+"""Floor 5: the loop, what it optimises, and what keeps a run whole."""

@@ -1,0 +1,88 @@
+"""Settings of a training run. Never imports torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rectiflow.base.config import Config
+from rectiflow.data.config import DataConfig
+from rectiflow.flow.config import FlowConfig, TimesConfig
+from rectiflow.networks.config import DiTConfig
+
+PrecisionName = Literal["auto", "float32", "bfloat16"]
+
+
+class OptimiserConfig(Config):
+    """AdamW with warm-up, decay and clipping.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay of the two moments.
+        weight_decay: decoupled decay; 0 is none.
+        warmup: steps over which the rate rises from 0.
+        decay: how the rate falls from the end of the warm-up to the last step.
+        clip: greatest norm of the gradient; 0 is no clipping.
+    """
+
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(100, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = "linear"
+    clip: float = Field(1.0, ge=0)
+
+
+class EveryConfig(Config):
+    """Steps between events; 0 is never. The last step has each of them that is not 0.
+
+    Args:
+        log: a line of metrics.
+        held_out: the loss on held-out data.
+        preview: a grid of samples in `samples/`.
+        save: a checkpoint and the model.
+    """
+
+    log: int = Field(20, ge=1)
+    held_out: int = Field(200, ge=0)
+    preview: int = Field(500, ge=0)
+    save: int = Field(500, ge=0)
+
+
+class RunConfig(Config):
+    """One complete training run.
+
+    Args:
+        recipe: name of the recipe it comes from.
+        data: what to train on.
+        network: architecture.
+        flow: schedule, prediction and time shift.
+        times: density of training times.
+        condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
+        steps: optimiser steps in all.
+        batch: samples in a step.
+        optimiser: AdamW and its rate.
+        ema: decay of the exponential moving average that becomes the model, in [0, 1); 0 is the weights themselves.
+        every: steps between logs, checks, previews and checkpoints.
+        keep: checkpoints kept, the newest.
+        seed: any integer.
+        precision: "auto" measures float32 against bfloat16 autocast; the choice is written into `run.yaml`.
+        device: "auto", "cpu", "cuda" or "mps".
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    recipe: str
+    data: DataConfig
+    network: DiTConfig
+    flow: FlowConfig = FlowConfig()
+    times: TimesConfig = TimesConfig()
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+    steps: int = Field(1000, ge=1)
+    batch: int = Field(128, ge=1)
+    optimiser: OptimiserConfig = OptimiserConfig()
+    ema: float = Field(0.999, ge=0, lt=1)
+    every: EveryConfig = EveryConfig()
+    keep: int = Field(2, ge=1)
+    seed: int = 0
+    precision: PrecisionName = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = Field(0, ge=0)

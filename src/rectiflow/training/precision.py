@@ -1,0 +1,69 @@
+"""Devices and precision: chosen by what this machine has and by what was measured on it."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+
+from rectiflow.base.errors import InputError
+
+_REPEATS = 5
+_GAIN = 1.05
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: this machine, or this build of torch, has no such device.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, here in present.items() if here)
+    if not present[name]:
+        known = ", ".join(kind for kind, here in present.items() if here)
+        raise InputError(f"device {name} is not available to this torch ({torch.__version__}); available: {known}.")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a step computes; float32 is no autocast at all."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def resolve_precision(name: str, device: torch.device, step: Callable[[], None]) -> tuple[str, str]:
+    """Choose between float32 and bfloat16 autocast.
+
+    Args:
+        name: "auto", or the precision itself.
+        device: where steps run.
+        step: one forward and backward pass that changes no weights.
+
+    Returns:
+        The precision and, in words, what it was chosen from.
+    """
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float32", "this GPU has no bfloat16"
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return "float32", "this CPU has no bfloat16 arithmetic"
+    seconds = _measure(device, ("float32", "bfloat16"), step)
+    faster = seconds["float32"] > _GAIN * seconds["bfloat16"]
+    words = ", ".join(f"{precision} {1000 * s:.0f} ms" for precision, s in seconds.items())
+    return ("bfloat16" if faster else "float32"), f"measured per step: {words}"
+
+
+def _measure(device: torch.device, precisions: Sequence[str], step: Callable[[], None]) -> dict[str, float]:
+    """Median seconds of a step in each precision, taken in turn so that a busy moment falls on all alike."""
+    seconds: dict[str, list[float]] = {precision: [] for precision in precisions}
+    for _ in range(_REPEATS + 1):
+        for precision in precisions:
+            start = time.perf_counter()
+            with autocast(device, precision):
+                step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[precision].append(time.perf_counter() - start)
+    return {precision: median(values[1:]) for precision, values in seconds.items()}  # the first one warms up

@@ -1,0 +1,148 @@
+"""A run folder: begun, gone on with, or found finished; never overwritten by another run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rectiflow.base.config import differences, read_yaml, write_yaml
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import recover_folder, write_text
+from rectiflow.data.builtin import BUILTIN
+from rectiflow.training.checkpoint import Checkpoints
+from rectiflow.training.config import RunConfig
+from rectiflow.training.log import RunLog, last_metrics
+from rectiflow.training.precision import resolve_device, resolve_precision
+from rectiflow.training.stages import FlowStage
+from rectiflow.training.trainer import Interrupt, Trainer
+
+CONFIG_NAME = "run.yaml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call to `train` ended.
+
+    Args:
+        step: steps done.
+        finished: whether that is all of them.
+        trained: whether this call trained at all.
+    """
+
+    step: int
+    finished: bool
+    trained: bool
+
+
+def read_run(folder: Path) -> RunConfig:
+    """The configuration of the run in `folder`.
+
+    Raises:
+        InputError: there is no run, or its `run.yaml` is not valid.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run: it has no {CONFIG_NAME}.")
+    return RunConfig.parse(read_yaml(path), str(path))
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` is and how far it has come, in plain values."""
+    config = read_run(folder)
+    saved = Checkpoints(folder / "checkpoints", config.keep).steps()
+    return {
+        "run": str(folder),
+        "recipe": config.recipe,
+        "checkpoint_step": saved[-1] if saved else 0,
+        "steps": config.steps,
+        "precision": config.precision,
+        "last_metrics": last_metrics(folder / "metrics.jsonl"),
+        "model": str(folder / "model") if (folder / "model" / "config.json").is_file() else None,
+    }
+
+
+def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
+    """Train `config` in `folder`: begin, go on where it stopped, or do nothing if all its steps are done.
+
+    Args:
+        config: the run as asked for.
+        folder: its folder; made if need be.
+        console: where progress is shown.
+
+    Raises:
+        InputError: the folder holds another run or something else, or training cannot go on; one line.
+    """
+    former = _former(config, folder)
+    if former is not None:
+        config = config.model_copy(update={"precision": former.precision})
+    recover_folder(folder / "model")
+    saved = Checkpoints(folder / "checkpoints", config.keep).steps()
+    if saved and saved[-1] == config.steps and (folder / "model" / "config.json").is_file():
+        return Outcome(config.steps, finished=True, trained=False)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    stage = FlowStage(config, _data(config), device)
+    precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage))
+    config = config.model_copy(update={"precision": precision})
+    if former is None:
+        write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
+    trainer = Trainer(stage, config, folder, device)
+    start = trainer.restore()
+    size = sum(p.numel() for p in stage.module.parameters())
+    console.print(
+        f"{config.recipe}: {len(stage.data.train)} training samples, {len(stage.data.held_out)} held out; "
+        f"{size / 1e6:.2f} M parameters; {device}, {precision} ({reason}); step {start} of {config.steps}",
+        highlight=False,
+    )
+    with RunLog(folder, start, config.steps, console) as log, Interrupt() as interrupt:
+        if start == config.steps:
+            trainer.save()  # the model was lost after its last checkpoint
+        finished = trainer.fit(log, interrupt)
+    return Outcome(trainer.step, finished, trained=True)
+
+
+def _former(config: RunConfig, folder: Path) -> RunConfig | None:
+    """The run that `folder` already holds, if it is this one; None if it holds nothing."""
+    if not (folder / CONFIG_NAME).exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is not empty and not a run; choose another --run.")
+        return None
+    former = read_run(folder)
+    if former.recipe != config.recipe:
+        raise InputError(
+            f"{folder} is a run of recipe {former.recipe}, not {config.recipe}; choose another --run, "
+            f"or go on with it: rectiflow train --resume {folder}"
+        )
+    asked, there = _comparable(config, former), former.model_dump(mode="json")
+    if names := differences(asked, there):
+        first = names[0]
+        raise InputError(
+            f"{folder} was begun with other settings ({', '.join(names)}; {first} is {_at(there, first)} there, "
+            f"{_at(asked, first)} here); choose another --run, or go on with it as it is: "
+            f"rectiflow train --resume {folder}"
+        )
+    return former
+
+
+def _comparable(config: RunConfig, former: RunConfig) -> dict[str, Any]:
+    # A choice left to the machine is no difference from what was then chosen.
+    update = {"precision": former.precision} if config.precision == "auto" else {}
+    return config.model_copy(update=update).model_dump(mode="json")
+
+
+def _at(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _data(config: RunConfig) -> Any:
+    return BUILTIN[config.data.set]()
+
+
+def _probe(stage: FlowStage) -> None:
+    stage.loss(0).backward()
+    stage.module.zero_grad(set_to_none=True)

@@ -1,0 +1,167 @@
+"""The loop: steps, precision, averages, checkpoints, logs. It knows nothing of diffusion."""
+
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from rectiflow.base.errors import InputError
+from rectiflow.data.pictures import save_png
+from rectiflow.training.checkpoint import Checkpoints
+from rectiflow.training.config import RunConfig
+from rectiflow.training.ema import Ema
+from rectiflow.training.log import RunLog
+from rectiflow.training.optimiser import adamw, learning_rate
+from rectiflow.training.precision import autocast
+from rectiflow.training.stages import Stage
+
+
+@final
+class Interrupt:
+    """Turns the first Ctrl-C into a wish that the loop asks for; a second one stops at once, as ever."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Interrupt":
+        self._former = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        signal.signal(signal.SIGINT, self._former)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self._former)
+
+
+@final
+class Trainer:
+    """Trains a stage, and goes on from a checkpoint as if it had never stopped.
+
+    Args:
+        stage: what is trained; every draw it makes is a function of the step.
+        config: the run; its precision is resolved.
+        folder: the run's folder.
+        device: where the stage lies.
+    """
+
+    def __init__(self, stage: Stage, config: RunConfig, folder: Path, device: torch.device) -> None:
+        assert config.precision != "auto"
+        self.stage, self.config, self.folder, self.device = stage, config, folder, device
+        self.optimiser = adamw(stage.module, config.optimiser)
+        self.ema = Ema(stage.module, config.ema)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+        self.step = 0
+        self._pending: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step not yet looked at
+        self._since = time.perf_counter()
+
+    def restore(self) -> int:
+        """Take up the newest checkpoint, if there is one; return the steps done.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        saved = self.checkpoints.steps()
+        if saved:
+            state = self._state()
+            self.checkpoints.load(saved[-1], state)
+            self.stage.module.load_state_dict(state["module"])
+            self.ema.module.load_state_dict(state["ema"])
+            set_optimizer_state_dict(self.stage.module, self.optimiser, optim_state_dict=state["optimiser"])
+            self.step = state["step"]
+        return self.step
+
+    def fit(self, log: RunLog, interrupt: Interrupt) -> bool:
+        """Train to the last step, or until interrupted; True if the last step is done.
+
+        Raises:
+            InputError: the loss or its gradient is not finite, or a checkpoint cannot be written. The last model and
+                checkpoint saved stay as they are.
+        """
+        every, steps = self.config.every, self.config.steps
+        self._since = time.perf_counter()
+        while self.step < steps:
+            self._pending.append(self._train(self.step))
+            self.step += 1
+            if self._due(every.log) or interrupt.asked:
+                log.write(self.step, self._look())
+                log.show(self.step)
+            if self._due(every.held_out):
+                log.write(self.step, self.stage.held_out(self.ema.module))
+            if self._due(every.preview):
+                self._preview()
+            if self._due(every.save) or interrupt.asked:
+                self._look()
+                self.save()
+            if interrupt.asked:
+                break
+        return self.step == steps
+
+    def save(self) -> None:
+        """Write a checkpoint and the model as they are now."""
+        self.checkpoints.save(self.step, self._state())
+        self.stage.save(self.ema.module, self.folder / "model", self.step)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _train(self, step: int) -> tuple[Tensor, Tensor]:
+        config = self.config.optimiser
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config, step, self.config.steps)
+        self.optimiser.zero_grad(set_to_none=True)
+        with autocast(self.device, self.config.precision):
+            loss = self.stage.loss(step)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.stage.module.parameters(), config.clip or math.inf)
+        self.optimiser.step()
+        self.ema.update(self.stage.module, step)
+        return loss.detach(), norm.detach()
+
+    def _look(self) -> dict[str, float]:
+        """Means since the last look; the device is asked only here."""
+        if not self._pending:
+            return {}
+        losses, norms = (torch.stack(values).float().cpu() for values in zip(*self._pending, strict=True))
+        bad = torch.nonzero(~(torch.isfinite(losses) & torch.isfinite(norms))).flatten()
+        if len(bad):
+            self._stop(self.step - len(losses) + int(bad[0]), float(losses[bad[0]]), float(norms[bad[0]]))
+        now = time.perf_counter()
+        speed = len(losses) * self.stage.samples_per_step / (now - self._since)
+        self._pending, self._since = [], now
+        rate = learning_rate(self.config.optimiser, self.step - 1, self.config.steps)
+        return {
+            "loss": float(losses.mean()),
+            "gradient_norm": float(norms.mean()),
+            "learning_rate": rate,
+            "images_per_second": speed,
+        }
+
+    def _stop(self, step: int, loss: float, norm: float) -> None:
+        saved = self.checkpoints.steps()
+        kept = (
+            f"the last good model, after step {saved[-1]}, is in {self.folder / 'model'}" if saved else "none was saved"
+        )
+        raise InputError(
+            f"loss {loss} and gradient norm {norm} at step {step + 1}: training stopped; {kept}. "
+            f"Try a lower rate: --set optimiser.lr={self.config.optimiser.lr / 3:.2g} in another --run."
+        )
+
+    def _preview(self) -> None:
+        path = self.folder / "samples" / f"{self.step:08d}.png"
+        save_png(self.stage.preview(self.ema.module), path, {"step": self.step, "recipe": self.config.recipe})
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "module": self.stage.module.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimiser": get_optimizer_state_dict(self.stage.module, self.optimiser),
+            "step": self.step,
+        }

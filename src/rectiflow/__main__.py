@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import tyro
@@ -34,13 +34,14 @@ def _parse(arguments: list[str]) -> Train | Sample | Info:
     name = arguments[0]
     if not name.startswith("-") and name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
+    subcommands: dict[str, Callable[..., Train | Sample | Info]] = {**COMMANDS}
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             if name in COMMANDS:
                 return tyro.cli(COMMANDS[name], args=arguments[1:], prog=f"rectiflow {name}", use_underscores=False)
             return tyro.extras.subcommand_cli_from_dict(
-                {**COMMANDS}, args=arguments, prog="rectiflow", description=__doc__, use_underscores=False
+                subcommands, args=arguments, prog="rectiflow", description=__doc__, use_underscores=False
             )
     except SystemExit as stop:
         if not stop.code:

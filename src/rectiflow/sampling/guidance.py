@@ -102,9 +102,9 @@ def guided(
     state: Any,
 ) -> Estimate:
     """Evaluate every branch in one batch and combine them."""
-    branches = [] if guidance is None or condition is None else guidance.branches(condition, t)
-    if guidance is None or condition is None or not branches:
+    if guidance is None or condition is None:
         return flow.estimate(x_t, t, condition)
+    branches = guidance.branches(condition, t)
     rows = [torch.arange(len(x_t)) if branch.rows is None else branch.rows for branch in branches]
     batch = torch.cat([x_t, *[x_t[index.to(x_t.device)] for index in rows]])
     joined = condition.concatenate([condition, *[branch.condition.to(condition.labels.device) for branch in branches]])

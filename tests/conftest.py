@@ -1,0 +1,32 @@
+"""What every test shares: no network, few threads, a small run."""
+
+import os
+import tempfile
+
+os.environ["HF_HOME"] = tempfile.mkdtemp()
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+from rectiflow.recipes.registry import resolve
+from rectiflow.training.config import RunConfig
+
+SMALL = (
+    "network={patch: 4, width: 16, depth: 1, heads: 2}",
+    "steps=6",
+    "batch=8",
+    "every={log: 2, held_out: 3, preview: 0, save: 3}",
+    "precision=float32",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def small() -> RunConfig:
+    """A run of six steps that takes a fraction of a second."""
+    return resolve("digits", settings=SMALL)

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from rectiflow.base.errors import InputError
+from rectiflow.flow.exact import GaussianFlow
+from rectiflow.flow.times import shift
+from rectiflow.sampling.guidance import ClassifierFree
+from rectiflow.sampling.sample import sample, time_grid, trajectory
+from rectiflow.sampling.solvers import solver
+from tests.flow.oracles import noise, ring
+
+FLOW = GaussianFlow(torch.zeros(2), 0.5)
+
+
+def test_n_steps_are_n_intervals():
+    grid = time_grid(50)
+    assert len(grid) == 51
+    assert (float(grid[0]), float(grid[-1])) == (1.0, 0.0)
+    assert torch.allclose(grid.diff(), torch.full((50,), -0.02, dtype=torch.float64))
+
+
+def test_shifted_grid():
+    assert torch.allclose(time_grid(10, shift_by=3.0), shift(time_grid(10), 3.0))
+    inner = time_grid(10, start=0.6, end=0.1, shift_by=3.0)
+    assert (float(inner[0]), float(inner[-1])) == (0.6, 0.1)
+    unshifted = shift(inner, 1 / 3.0)
+    assert torch.allclose(unshifted.diff(), unshifted.diff()[:1].expand(10))
+
+
+@pytest.mark.parametrize(("steps", "start", "end"), [(0, 1.0, 0.0), (5, 0.2, 0.4), (5, 1.5, 0.0)])
+def test_impossible_grid(steps, start, end):
+    with pytest.raises(InputError):
+        time_grid(steps, start, end)
+
+
+def test_states_as_they_come():
+    z = noise(3, 2)
+    states = list(trajectory(FLOW, z, time_grid(5), solver("euler")))
+    assert [state.step for state in states] == [0, 1, 2, 3, 4, 5]
+    assert [state.t for state in states] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0])
+    assert torch.equal(states[0].x_t, z)
+    assert states[0].estimate is None
+    for before, after in zip(states, states[1:], strict=False):
+        assert torch.allclose(after.x_t, before.x_t - 0.2 * after.estimate.velocity)
+        assert float(after.estimate.t) == pytest.approx(before.t)
+    assert torch.equal(sample(FLOW, z, solver("euler"), 5), states[-1].x_t)
+
+
+def test_a_start_in_the_middle_goes_on_where_the_whole_went():
+    z = noise(3, 2)
+    whole = list(trajectory(FLOW, z, time_grid(10), solver("heun")))
+    *_, last = trajectory(FLOW, whole[6].x_t, time_grid(4, start=0.4), solver("heun"))
+    assert torch.allclose(last.x_t, whole[-1].x_t, atol=1e-12)
+
+
+def test_a_hook_takes_the_place_of_the_state():
+    z, seen = noise(3, 2), []
+
+    def pin(state):
+        seen.append(state.step)
+        return torch.cat([torch.zeros_like(state.x_t[:, :1]), state.x_t[:, 1:]], dim=1)
+
+    *_, last = trajectory(FLOW, z, time_grid(5), solver("ab2"), hook=pin)
+    assert seen == [1, 2, 3, 4, 5]
+    assert torch.equal(last.x_t[:, 0], torch.zeros(3, dtype=torch.float64))
+
+
+def test_guidance_without_a_condition_is_none():
+    z = noise(3, 2)
+    plain = sample(ring(), z, solver("euler"), 5)
+    assert torch.equal(sample(ring(), z, solver("euler"), 5, guidance=ClassifierFree(2.0)), plain)
+
+
+def test_guidance_state_is_committed_once_per_step():
+    from dataclasses import replace
+
+    from rectiflow.base.condition import Condition
+    from rectiflow.sampling.guidance import Guidance
+
+    class Counting(Guidance):
+        def init(self, shape):
+            assert tuple(shape) == (3, 2)
+            return 0
+
+        def branches(self, condition, t):
+            return []
+
+        def __call__(self, estimates, x_t, t, s, state):
+            return replace(estimates[0])
+
+        def commit(self, estimate, state):
+            commits.append((state, float(estimate.t)))
+            return state + 1
+
+    commits = []
+    condition = Condition(torch.zeros(3, dtype=torch.int64))
+    sample(ring(), noise(3, 2), solver("heun"), 3, condition, Counting())
+    assert commits == [(0, pytest.approx(1)), (1, pytest.approx(2 / 3)), (2, pytest.approx(1 / 3))]

@@ -1,5 +1,6 @@
 """Files that are whole or absent: written aside, flushed to disk, renamed; and their SHA-256."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -28,10 +29,12 @@ def write_aside(path: Path, fill: Callable[[Path], object]) -> None:
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

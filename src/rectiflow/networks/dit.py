@@ -113,7 +113,7 @@ class DiT(nn.Module):
         patch = self.config.patch
         if channels != self.config.channels:
             raise InputError(f"this network takes {self.config.channels} channels, received {channels}.")
-        if height % patch or width % patch:
+        if height % patch or width % patch or height * width == 0:
             near = f"{max(round(height / patch), 1) * patch}×{max(round(width / patch), 1) * patch}"
             raise InputError(f"the patch of {patch} does not divide {height}×{width}; the nearest size is {near}.")
         return height // patch, width // patch

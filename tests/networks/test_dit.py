@@ -1,0 +1,149 @@
+import pytest
+import torch
+
+from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
+from rectiflow.networks.config import PRESETS, DiTConfig, expand_preset
+from rectiflow.networks.dit import build
+from rectiflow.networks.layers import axial_rotation, normalise, rotate
+
+SMALL = {"channels": 2, "classes": 5, "patch": 2, "width": 16, "depth": 2, "heads": 2}
+
+
+def random_dit(**changes):
+    """A small transformer with every weight random, so that nothing is hidden by zero-initialised gates."""
+    torch.manual_seed(0)
+    network = build(DiTConfig(**{**SMALL, **changes}))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def inputs(count=3, height=4, width=6):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 2, height, width, generator=generator)
+    return x, torch.rand(count, generator=generator), Condition(torch.arange(count))
+
+
+@pytest.mark.parametrize("modulation", ["block", "shared"])
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (8, 8), (4, 10), (12, 2)])
+def test_any_size_that_the_patch_divides(modulation, height, width):
+    x, t, condition = inputs(3, height, width)
+    out = random_dit(modulation=modulation)(x, t, condition)
+    assert out.shape == x.shape
+    assert torch.isfinite(out).all()
+    assert out.std() > 0.01
+
+
+@pytest.mark.parametrize(("size", "near"), [((5, 6), "4×6"), ((4, 7), "4×8"), ((1, 2), "2×2")])
+def test_a_size_that_the_patch_does_not_divide(size, near):
+    x, t, condition = inputs(3, *size)
+    with pytest.raises(InputError, match=f"patch of 2 does not divide.*{near}"):
+        random_dit()(x, t, condition)
+
+
+def test_wrong_channels():
+    _, t, condition = inputs()
+    with pytest.raises(InputError, match="2 channels, received 3"):
+        random_dit()(torch.zeros(3, 3, 4, 4), t, condition)
+
+
+def test_a_fresh_network_gives_zero_and_learns():
+    torch.manual_seed(0)
+    network = build(DiTConfig(**SMALL))
+    x, t, condition = inputs()
+    out = network(x, t, condition)
+    assert torch.equal(out, torch.zeros_like(x))
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(4):  # the zero-initialised maps open one after another
+        optimiser.zero_grad()
+        ((network(x, t, condition) - x) ** 2).mean().backward()
+        optimiser.step()
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+
+
+@pytest.mark.parametrize("modulation", ["block", "shared"])
+def test_gradient_against_finite_differences(modulation):
+    network = random_dit(modulation=modulation, depth=1).double()
+    x, t, condition = inputs(1, 2, 4)
+    x = x.double().requires_grad_()
+    # Times enter as float32 sinusoids, so only the picture is differentiated.
+    with torch.autocast("cpu", enabled=False):
+        network.time.double()
+        sinusoid = network.time.map[0].register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        assert torch.autograd.gradcheck(lambda x: network(x, t, condition), (x,), atol=1e-6)
+    sinusoid.remove()
+
+
+def test_samples_do_not_mix():
+    network, (x, t, condition) = random_dit(), inputs()
+    together = network(x, t, condition)
+    alone = network(x[1:2], t[1:2], condition.select(slice(1, 2)))
+    assert torch.allclose(together[1:2], alone, atol=1e-5)
+
+
+def test_time_label_and_null_matter():
+    network, (x, t, condition) = random_dit(), inputs()
+    base = network(x, t, condition)
+    assert not torch.allclose(base, network(x, t + 0.1, condition), atol=1e-3)
+    assert not torch.allclose(base, network(x, t, Condition(condition.labels + 1)), atol=1e-3)
+    assert not torch.allclose(base, network(x, t, condition.null()), atol=1e-3)
+    assert torch.equal(network(x, t, condition.null()), network(x, t, None))
+
+
+def test_attention_reaches_every_patch():
+    network, (x, t, condition) = random_dit(), inputs(1)
+    x = x.requires_grad_()
+    network(x, t[:1], condition.select(slice(0, 1)))[0, 0, 0, 0].backward()
+    assert (x.grad.abs() > 0).all()
+
+
+def test_patches_come_back_where_they_were():
+    network, (x, _, _) = random_dit(), inputs()
+    assert torch.equal(network._image(network._patches(x, 2, 3), 2, 3), x)
+
+
+def test_rotary_logits_depend_on_the_offset_alone():
+    cos, sin = axial_rotation(5, 6, 16, torch.device("cpu"))
+    query, key = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    logits = rotate(query.expand(30, 16), cos, sin) @ rotate(key.expand(30, 16), cos, sin).T
+    logits = logits.reshape(5, 6, 5, 6)
+    assert torch.allclose(logits[:-1, :, :-1], logits[1:, :, 1:], atol=1e-4)  # one row down
+    assert torch.allclose(logits[:, :-1, :, :-1], logits[:, 1:, :, 1:], atol=1e-4)  # one column right
+    assert logits.std() > 0.1
+
+
+def test_normalise_has_unit_root_mean_square():
+    x = 7 * torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(normalise(x).square().mean(-1), torch.ones(4), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("S/2", 33), ("B/2", 130), ("L/2", 458), ("XL/2", 675)])
+def test_presets_have_the_published_sizes(name, millions):
+    """Peebles & Xie 2023, table 1 (latents of 4 channels, 1000 classes)."""
+    with torch.device("meta"):
+        network = build(DiTConfig(channels=4, classes=1000, **PRESETS[name]))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_shared_modulation_saves_a_third():
+    with torch.device("meta"):
+        sizes = {
+            m: sum(p.numel() for p in build(DiTConfig(channels=4, modulation=m, **PRESETS["B/2"])).parameters())
+            for m in ("block", "shared")
+        }
+    assert sizes["shared"] / sizes["block"] == pytest.approx(0.7, abs=0.03)
+
+
+def test_preset_is_expanded_where_it_stands():
+    assert expand_preset({"preset": "S/4"})["width"] == 384
+    assert expand_preset({"preset": "S/4", "width": 64}) == {**PRESETS["S/4"], "width": 64}
+    assert expand_preset({"width": 64}) == {"width": 64}
+    with pytest.raises(InputError, match="Did you mean 'XL/2'"):
+        expand_preset({"preset": "XL2"})
+
+
+def test_heads_must_fit_the_width():
+    with pytest.raises(InputError, match="multiple of 12"):
+        DiTConfig.parse({"width": 32, "heads": 3}, "here")

@@ -1,0 +1,178 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import sha256
+from rectiflow.data.pictures import to_uint8
+from rectiflow.flow.config import FlowConfig
+from rectiflow.flow.flow import Flow
+from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.dit import build
+from rectiflow.pipeline import CONVENTIONS, Pipeline, Request, describe
+
+NETWORK = DiTConfig(channels=1, classes=3, patch=2, width=16, depth=1, heads=2)
+
+
+@pytest.fixture
+def pipeline():
+    torch.manual_seed(0)
+    network = build(NETWORK)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    config = FlowConfig(schedule="trig", shift=1.5)
+    flow = Flow.build(network, config).requires_grad_(False)
+    return Pipeline(flow, config, NETWORK, (1, 4, 4), ("cat", "dog", "eel"), True, training={"recipe": "x", "step": 7})
+
+
+def rewrite(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_saved_model_is_the_same_model(pipeline, tmp_path):
+    pipeline.save(tmp_path / "model")
+    loaded = Pipeline.load(tmp_path / "model")
+    request = Request(count=2, steps=5, guidance=1.0, solver="heun")
+    assert torch.equal(loaded.sample(request).pixels, pipeline.sample(request).pixels)
+    assert loaded.class_names == pipeline.class_names
+    assert (type(loaded.flow.schedule).__name__, loaded.flow.shift) == ("Trig", 1.5)
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "flow.safetensors"]
+
+
+def test_config_says_what_the_model_is(pipeline, tmp_path):
+    pipeline.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["conventions"] == CONVENTIONS
+    assert config["flow"] == {"schedule": "trig", "prediction": "velocity", "shift": 1.5}
+    assert config["weights"] == {"flow.safetensors": sha256(tmp_path / "flow.safetensors")}
+    facts = describe(tmp_path)
+    assert facts["parameters"] == sum(p.numel() for p in pipeline.flow.parameters())
+    assert facts["model_step"] == 7
+
+
+def test_class_by_class(pipeline):
+    assert pipeline.sample(Request(["eel", "cat"], count=2, steps=1)).labels.tolist() == [2, 2, 0, 0]
+    assert pipeline.sample(Request(count=1, steps=1)).labels.tolist() == [0, 1, 2]
+
+
+def test_a_picture_does_not_depend_on_what_else_is_asked_for(pipeline):
+    many = pipeline.sample(Request(["dog"], count=130, steps=4, guidance=1.0, seed=5))
+    few = pipeline.sample(Request(["dog"], count=3, steps=4, guidance=1.0, seed=5))
+    difference = to_uint8(many.pixels[:3]).int() - to_uint8(few.pixels).int()
+    assert difference.abs().max() <= 1
+    whole, part = (next(pipeline.states(Request(["dog"], 130, seed=5), *cut)) for cut in ((), (101, 103)))
+    assert torch.equal(whole.x_t[101:103], part.x_t)  # the noise, bit for bit
+    other = pipeline.sample(Request(["dog"], count=3, steps=4, guidance=1.0, seed=6))
+    assert not torch.allclose(other.pixels, few.pixels)
+
+
+def test_another_size(pipeline):
+    assert pipeline.sample(Request(["dog"], steps=1, size=(6, 8))).pixels.shape == (1, 1, 6, 8)
+    with pytest.raises(InputError, match="does not divide 5×8"):
+        pipeline.sample(Request(["dog"], steps=1, size=(5, 8)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(["dgo"]), "unknown class 'dgo'. Did you mean 'dog'"),
+        (Request(solver="eular"), "Did you mean 'euler'"),
+        (Request(count=0), "count must be at least 1"),
+        (Request(steps=0), "steps must be at least 1"),
+        (Request(guidance=-1.0), "≥ 0"),
+        (Request(size=(0, 4)), "nearest size is 2×4"),
+    ],
+)
+def test_impossible_requests(pipeline, request_, words):
+    with pytest.raises(InputError, match=words):
+        pipeline.sample(request_)
+
+
+def test_guidance_needs_a_trained_null(pipeline):
+    pipeline.null_trained = False
+    with pytest.raises(InputError, match="without condition dropout"):
+        pipeline.sample(Request(guidance=1.0))
+
+
+def test_sampling_leaves_the_callers_gradients_alone(pipeline):
+    states = pipeline.states(Request(["dog"], steps=2))
+    next(states)
+    assert torch.is_grad_enabled()
+
+
+def test_missing_things(pipeline, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        Pipeline.load(tmp_path / "none")
+    with pytest.raises(InputError, match="neither a run"):
+        Pipeline.load(tmp_path)
+    pipeline.save(tmp_path / "model")
+    (tmp_path / "model" / "flow.safetensors").unlink()
+    with pytest.raises(InputError, match=r"flow\.safetensors is missing"):
+        Pipeline.load(tmp_path / "model")
+
+
+def test_altered_weights(pipeline, tmp_path):
+    pipeline.save(tmp_path)
+    path = tmp_path / "flow.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        Pipeline.load(tmp_path)
+
+
+def test_newer_format(pipeline, tmp_path):
+    pipeline.save(tmp_path)
+    rewrite(tmp_path, format_version=99, library_version="9.0", something_new=True)
+    with pytest.raises(InputError, match="9.0 in format 99.*Upgrade"):
+        Pipeline.load(tmp_path)
+
+
+def test_other_conventions(pipeline, tmp_path):
+    pipeline.save(tmp_path)
+    rewrite(tmp_path, conventions={**CONVENTIONS, "time": "t=1 data"})
+    with pytest.raises(InputError, match="another convention for time"):
+        Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["shape", "extra", "lost"])
+def test_wrong_tensors(pipeline, tmp_path, change):
+    pipeline.save(tmp_path)
+    path = tmp_path / "flow.safetensors"
+    weights = load_file(path)
+    if change == "shape":
+        weights["patch_in.weight"] = weights["patch_in.weight"][:-1].contiguous()
+    elif change == "extra":
+        weights["surplus"] = torch.zeros(2)
+    else:
+        del weights["patch_in.weight"]
+    save_file(weights, path)
+    rewrite(tmp_path, weights={"flow.safetensors": sha256(path)})
+    with pytest.raises(InputError, match="patch_in.weight: config.json asks for" if change != "extra" else "surplus"):
+        Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format_version": 1}'])
+def test_broken_config(pipeline, tmp_path, text):
+    pipeline.save(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json") as error:
+        Pipeline.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_save_keeps_the_former_model(pipeline, tmp_path, monkeypatch):
+    pipeline.save(tmp_path / "model")
+    before = (tmp_path / "model" / "config.json").read_text()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rectiflow.pipeline.save_file", full)
+    with pytest.raises(InputError, match="No space left on device.*kept"):
+        pipeline.save(tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").read_text() == before
+    Pipeline.load(tmp_path / "model")

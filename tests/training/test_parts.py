@@ -1,0 +1,127 @@
+"""The parts of training, each by itself."""
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from rectiflow.base.errors import InputError
+from rectiflow.data.builtin import digits
+from rectiflow.training.config import OptimiserConfig
+from rectiflow.training.ema import Ema
+from rectiflow.training.log import RunLog, last_metrics
+from rectiflow.training.optimiser import adamw, learning_rate
+from rectiflow.training.precision import resolve_device, resolve_precision
+from rectiflow.training.stages import FlowStage
+
+CPU = torch.device("cpu")
+
+
+def test_learning_rate_rises_then_falls():
+    config = OptimiserConfig(lr=2.0, warmup=4, decay="linear")
+    rates = [learning_rate(config, step, 12) for step in range(12)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[4:] == pytest.approx([2 - 0.25 * i for i in range(8)])
+    cosine = [learning_rate(config.model_copy(update={"decay": "cosine"}), step, 12) for step in (4, 8, 11)]
+    assert cosine[0] == 2.0
+    assert cosine[1] == pytest.approx(1.0)
+    assert 0 < cosine[2] < 0.1
+    assert learning_rate(config.model_copy(update={"decay": "constant"}), 11, 12) == 2.0
+
+
+def test_ema_closed_form():
+    module, decay = nn.Linear(1, 1, bias=False), 0.4
+    nn.init.constant_(module.weight, 1.0)
+    ema = Ema(module, decay)
+    average = 1.0
+    for step in range(12):
+        nn.init.constant_(module.weight, float(step))
+        ema.update(module, step)
+        d = min(decay, (1 + step) / (10 + step))
+        average = d * average + (1 - d) * step
+    assert float(ema.module.weight) == pytest.approx(average, rel=1e-6)
+    assert not ema.module.weight.requires_grad
+
+
+def test_no_average_is_the_weights_themselves():
+    module = nn.Linear(2, 2)
+    ema = Ema(module, 0.0)
+    nn.init.normal_(module.weight)
+    ema.update(module, 0)
+    assert torch.equal(ema.module.weight, module.weight)
+
+
+def test_adamw_takes_the_settings():
+    group = adamw(nn.Linear(2, 2), OptimiserConfig(betas=(0.8, 0.9), weight_decay=0.1)).param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.1)
+
+
+def test_precision_is_measured_where_the_hardware_has_it(monkeypatch):
+    import time
+
+    def slow_in(dtype):
+        def step():
+            inside = torch.is_autocast_enabled("cpu")
+            time.sleep(0.02 if (dtype == "bfloat16") == inside else 0.001)
+
+        return step
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert resolve_precision("auto", CPU, slow_in("float32"))[0] == "bfloat16"
+    assert resolve_precision("auto", CPU, slow_in("bfloat16"))[0] == "float32"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert resolve_precision("auto", CPU, slow_in("float32"))[0] == "float32"
+    assert resolve_precision("bfloat16", CPU, slow_in("float32")) == ("bfloat16", "as asked")
+
+
+def test_absent_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == CPU
+    with pytest.raises(InputError, match="cuda is not available.*available: cpu"):
+        resolve_device("cuda")
+
+
+def test_the_loss_of_a_step_is_a_function_of_the_step(small):
+    stage = FlowStage(small, digits(), CPU)
+    torch.nn.init.normal_(stage.flow.network.patch_out.weight)
+    first = stage.loss(3)
+    stage.loss(4)
+    assert torch.equal(stage.loss(3), first)
+    assert not torch.equal(stage.loss(4), first)
+    assert stage.held_out(stage.module) == stage.held_out(stage.module)
+
+
+def test_condition_dropout_share(small):
+    config = small.model_copy(update={"condition_dropout": 0.3, "batch": 5000})
+    stage, seen = FlowStage(config, digits(), CPU), []
+    stage.flow.network.register_forward_pre_hook(lambda _, args: seen.append(args[2].labels))
+    stage.loss(0)
+    assert float((seen[0] == -1).float().mean()) == pytest.approx(0.3, abs=0.02)
+    stage.held_out(stage.module)
+    assert all((labels >= 0).all() for labels in seen[1:])
+
+
+def test_dequantisation_fills_the_gaps_between_levels(small):
+    config = small.model_copy(update={"data": small.data.model_copy(update={"dequantise": 1.0})})
+    stage = FlowStage(config, digits(), CPU)
+    pixels = torch.zeros(4000, 1, 1, 1)
+    spread = stage._latents(pixels, stage._key("dequantise"), torch.arange(4000))
+    assert float(spread.abs().max()) == pytest.approx(1 / 16, rel=0.01)  # half of 2/(17−1)
+    assert float(spread.std()) == pytest.approx(1 / 8 / 12**0.5, rel=0.03)
+
+
+def test_preview_is_a_row_for_each_class(small):
+    stage = FlowStage(small, digits(), CPU)
+    image = stage.preview(stage.module)
+    assert image.size == ((8 * 9 + 1) * 4, (10 * 9 + 1) * 4)
+
+
+def test_log_says_where_it_stands(tmp_path, capsys):
+    console = Console(force_terminal=False, width=200)
+    with RunLog(tmp_path, 0, 10, console) as log:
+        log.write(10, {"loss": 0.25, "images_per_second": 12.0})
+        log.show(10)
+    assert "step 10/10: loss 0.2500, 12 images/s, 0 s left" in capsys.readouterr().out
+    assert last_metrics(tmp_path / "metrics.jsonl") == {"step": 10, "loss": 0.25, "images_per_second": 12.0}
+    assert last_metrics(tmp_path / "none.jsonl") == {}

@@ -1,0 +1,203 @@
+"""Whole runs, small ones: begun, stopped, gone on with, refused."""
+
+import json
+import signal
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from rectiflow.base.errors import InputError
+from rectiflow.data.builtin import digits
+from rectiflow.pipeline import Pipeline
+from rectiflow.recipes.registry import resolve
+from rectiflow.training import run as run_module
+from rectiflow.training.checkpoint import Checkpoints
+from rectiflow.training.run import describe_run, read_run, train
+from rectiflow.training.stages import FlowStage
+from rectiflow.training.trainer import Trainer
+from tests.conftest import SMALL
+
+CPU = torch.device("cpu")
+QUIET = Console(quiet=True)
+
+
+def state(config, folder):
+    """Everything that the newest checkpoint of a run holds."""
+    trainer = Trainer(FlowStage(config, digits(), CPU), config, folder, CPU)
+    trainer.restore()
+    return trainer._state()
+
+
+def same(left, right):
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+def stop_at(monkeypatch, step):
+    """Send a Ctrl-C while the loss of `step` is computed."""
+    original = FlowStage.loss
+
+    def loss(self, current):
+        if current == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, current)
+
+    monkeypatch.setattr(FlowStage, "loss", loss)
+
+
+def test_a_run_folder_holds_all(small, tmp_path):
+    outcome = train(small, tmp_path / "run", QUIET)
+    assert (outcome.step, outcome.finished, outcome.trained) == (6, True, True)
+    assert read_run(tmp_path / "run") == small
+    assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == [3, 6]
+    assert Pipeline.load(tmp_path / "run").training == {"recipe": "digits", "step": 6, "steps": 6}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [3, 6]
+    assert list((tmp_path / "run").glob("events.out.tfevents*"))
+    facts = describe_run(tmp_path / "run")
+    assert (facts["recipe"], facts["checkpoint_step"]) == ("digits", 6)
+    assert facts["last_metrics"]["step"] == 6
+
+
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_interrupted_and_resumed_is_never_stopped_bit_for_bit(small, tmp_path, monkeypatch, step):
+    train(small, tmp_path / "whole", QUIET)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        outcome = train(small, tmp_path / "stopped", QUIET)
+    assert (outcome.step, outcome.finished) == (step + 1, False)
+    assert Pipeline.load(tmp_path / "stopped").training["step"] == step + 1
+    outcome = train(read_run(tmp_path / "stopped"), tmp_path / "stopped", QUIET)
+    assert outcome.finished
+    whole, resumed = (state(small, tmp_path / name) for name in ("whole", "stopped"))
+    assert whole["step"] == 6
+    assert same(whole, resumed)
+    weights = [(tmp_path / name / "model" / "flow.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_another_data_order_would_be_noticed(small, tmp_path):
+    """The comparison above can fail: another seed gives other weights."""
+    train(small, tmp_path / "a", QUIET)
+    other = small.model_copy(update={"seed": 1})
+    train(other, tmp_path / "b", QUIET)
+    assert not same(state(small, tmp_path / "a"), state(other, tmp_path / "b"))
+
+
+def test_metrics_after_the_checkpoint_are_dropped_on_resume(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        train(small, tmp_path, QUIET)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 99}\n{"step": 6, "lo')  # a crash after the checkpoint, in mid-line
+    train(small, tmp_path, QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 99 not in [line.get("loss") for line in lines]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+
+
+def test_a_finished_run_is_not_trained_again(small, tmp_path):
+    train(small, tmp_path, QUIET)
+    before = (tmp_path / "model" / "flow.safetensors").stat().st_mtime_ns
+    assert not train(small, tmp_path, QUIET).trained
+    assert (tmp_path / "model" / "flow.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_lost_model_is_written_again(small, tmp_path):
+    train(small, tmp_path, QUIET)
+    weights = (tmp_path / "model" / "flow.safetensors").read_bytes()
+    (tmp_path / "model" / "config.json").unlink()
+    train(small, tmp_path, QUIET)
+    assert (tmp_path / "model" / "flow.safetensors").read_bytes() == weights
+    Pipeline.load(tmp_path)
+
+
+def test_other_settings_are_refused_by_name(small, tmp_path):
+    train(small, tmp_path, QUIET)
+    other = resolve("digits", settings=[*SMALL, "optimiser.lr=0.5", "batch=9"])
+    with pytest.raises(InputError, match=r"batch, optimiser.lr; batch is 8 there, 9 here.*--resume"):
+        train(other, tmp_path, QUIET)
+
+
+def test_another_recipe_is_refused(small, tmp_path):
+    train(small, tmp_path, QUIET)
+    values = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**values, "recipe": "portraits"}))
+    with pytest.raises(InputError, match="a run of recipe portraits, not digits"):
+        train(small, tmp_path, QUIET)
+
+
+def test_a_strange_folder_is_left_alone(small, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty and not a run"):
+        train(small, tmp_path, QUIET)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_resolved_precision_is_written_and_kept(small, tmp_path, monkeypatch):
+    asked = small.model_copy(update={"precision": "auto"})
+    monkeypatch.setattr(run_module, "resolve_precision", lambda *_: ("bfloat16", "measured"))
+    train(asked, tmp_path, QUIET)
+    assert read_run(tmp_path).precision == "bfloat16"
+    monkeypatch.setattr(run_module, "resolve_precision", lambda name, *_: (name, ""))
+    assert not train(asked, tmp_path, QUIET).trained  # "auto" is no difference from what it chose
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_model(small, tmp_path, monkeypatch):
+    original = FlowStage.loss
+    monkeypatch.setattr(FlowStage, "loss", lambda self, step: original(self, step) * (float("nan") if step == 4 else 1))
+    with pytest.raises(InputError, match=r"loss nan .* at step 5.*after step 3"):
+        train(small, tmp_path, QUIET)
+    assert Pipeline.load(tmp_path).training["step"] == 3
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [3]
+    monkeypatch.undo()
+    assert train(small, tmp_path, QUIET).finished
+
+
+def test_a_gradient_that_is_not_finite_stops_too(small, tmp_path, monkeypatch):
+    """The loss of the step is fine, and a save follows at once: the poisoned weights must not be saved."""
+    original = FlowStage.loss
+
+    def loss(self, step):
+        value = original(self, step)
+        if step == 2:
+            value.register_hook(lambda gradient: gradient * float("inf"))
+        return value
+
+    monkeypatch.setattr(FlowStage, "loss", loss)
+    with pytest.raises(InputError, match="at step 3.*none was saved"):
+        train(small, tmp_path, QUIET)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(small, tmp_path, monkeypatch):
+    original = torch.distributed.checkpoint.FileSystemWriter.write_data
+
+    def full(self, *args, **kwargs):
+        if len(Checkpoints(tmp_path / "checkpoints", 2).steps()) == 1:
+            raise OSError(28, "No space left on device")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", full)
+    with pytest.raises(InputError, match="No space left on device.*kept"):
+        train(small, tmp_path, QUIET)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.undo()
+    assert train(small, tmp_path, QUIET).finished
+    train(small, tmp_path.with_name("whole"), QUIET)
+    assert same(state(small, tmp_path), state(small, tmp_path.with_name("whole")))
+
+
+def test_a_torn_checkpoint_is_named(small, tmp_path):
+    train(small, tmp_path, QUIET)
+    for file in (tmp_path / "checkpoints" / "step-00000006").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(InputError, match="step-00000006 cannot be read; remove it"):
+        train(small, tmp_path, QUIET)

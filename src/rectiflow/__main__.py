@@ -51,13 +51,13 @@ def _parse(arguments: list[str]) -> Train | Sample | Info:
 
 def _one_line(box: str, arguments: list[str]) -> str:
     """The words of a parser's message without its frame, and the near miss of an option that does not exist."""
-    words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", box).split())
-    words = re.split(r"\(required\)|Argument helptext:|For full helptext|Got errors:", words)[0].strip(" .")
-    words = re.sub(r"^(Value error|Required options|Unrecognized options) ", "", words)
+    words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]|-{3,}", " ", box).split())
+    words = re.split(r"\(required\)|Argument helptext:|For full helptext|Got errors:", words)[0].strip()
     command = arguments[0] if arguments[0] in COMMANDS else ""
-    if unknown_option := re.search(r"--[\w-]+", words) if words.startswith("Unrecognized") else None:
+    if unknown_option := re.search(r"--[\w-]+", words) if "Unrecognized options" in words else None:
         known = [f"--{field.name}" for field in fields(COMMANDS[command])] if command else []
         words = f"unknown option '{unknown_option[0]}'.{near_miss(unknown_option[0], known)}"
+    words = re.sub(r"^(Value error|Required options|Unrecognized options) ", "", words)
     return (
         f"{words.rstrip('.?')}{'?' if words.endswith('?') else '.'} See: {' '.join(['rectiflow', command, '--help'])}"
     )

@@ -20,7 +20,7 @@ from rectiflow.networks.layers import (
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalise by the root mean square, then scale and shift per sample; x is B×tokens×D, the others B×1×D."""
-    return normalise(x) * (1 + scale) + shift
+    return torch.addcmul(shift, normalise(x), 1 + scale)
 
 
 class Bias(nn.Module):
@@ -64,8 +64,8 @@ class Block(nn.Module):
         """B×tokens×D to the same; `modulation` is B×D, or B×6D if all blocks share one map."""
         six = self.modulation(modulation).to(x.dtype)[:, None].chunk(6, dim=-1)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = six
-        x = x + gate_1 * self.attention(modulate(x, shift_1, scale_1), rotation)
-        return x + gate_2 * self.feed_forward(modulate(x, shift_2, scale_2))
+        x = torch.addcmul(x, gate_1, self.attention(modulate(x, shift_1, scale_1), rotation))
+        return torch.addcmul(x, gate_2, self.feed_forward(modulate(x, shift_2, scale_2)))
 
 
 class DiT(nn.Module):

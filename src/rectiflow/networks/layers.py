@@ -64,17 +64,16 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_scale = nn.Parameter(torch.ones(width // heads))
-        self.key_scale = nn.Parameter(torch.ones(width // heads))
+        self.scale = nn.Parameter(torch.ones(2, 1, 1, width // heads))  # of queries and of keys
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """B×tokens×D to the same."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each B×heads×tokens×d
-        query = rotate(normalise(query) * self.query_scale.to(query.dtype), *rotation)
-        key = rotate(normalise(key) * self.key_scale.to(key.dtype), *rotation)
+        both, value = qkv.permute(0, 2, 3, 1, 4).split([2, 1], dim=1)  # B×2 and B×1 of heads×tokens×d
+        query, key = rotate(normalise(both) * self.scale.to(both.dtype), *rotation).unbind(1)
+        value = value[:, 0]
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.out(attended.transpose(1, 2).reshape(batch, tokens, width))
 

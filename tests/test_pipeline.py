@@ -127,7 +127,7 @@ def test_altered_weights(pipeline, tmp_path):
 def test_newer_format(pipeline, tmp_path):
     pipeline.save(tmp_path)
     rewrite(tmp_path, format_version=99, library_version="9.0", something_new=True)
-    with pytest.raises(InputError, match="9.0 in format 99.*Upgrade"):
+    with pytest.raises(InputError, match=r"9.0 in format 99.*Upgrade"):
         Pipeline.load(tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_a_failed_save_keeps_the_former_model(pipeline, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rectiflow.pipeline.save_file", full)
-    with pytest.raises(InputError, match="No space left on device.*kept"):
+    with pytest.raises(InputError, match=r"No space left on device.*kept"):
         pipeline.save(tmp_path / "model")
     assert (tmp_path / "model" / "config.json").read_text() == before
     Pipeline.load(tmp_path / "model")

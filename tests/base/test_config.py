@@ -75,7 +75,7 @@ def test_yaml_round_trip(tmp_path):
 def test_unreadable_yaml(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match="x.yaml"):
+    with pytest.raises(InputError, match=r"x.yaml"):
         read_yaml(path)
     with pytest.raises(InputError, match="No such file"):
         read_yaml(tmp_path / "none.yaml")

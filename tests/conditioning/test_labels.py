@@ -9,5 +9,5 @@ def test_names_become_labels():
 
 
 def test_unknown_class():
-    with pytest.raises(InputError, match="unknown class 'dgo'. Did you mean 'dog'"):
+    with pytest.raises(InputError, match=r"unknown class 'dgo'. Did you mean 'dog'"):
         Labels(["cat", "dog"])(["dgo"])

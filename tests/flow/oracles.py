@@ -9,7 +9,7 @@ from rectiflow.flow.schedule import Schedule
 
 
 def ring(schedule: Schedule | None = None) -> GaussianMixtureFlow:
-    """Problem A: 8 Gaussians on a ring in the plane, unit variance per axis; label 0 is components {0, 1} (problem G)."""
+    """Problem A: 8 Gaussians on a ring in the plane, unit variance per axis; label 0 is {0, 1} (problem G)."""
     std = 0.2
     radius = math.sqrt(2 * (1 - std**2))
     angle = 2 * math.pi * torch.arange(8, dtype=torch.float64) / 8

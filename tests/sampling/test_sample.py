@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -40,7 +42,7 @@ def test_states_as_they_come():
     assert [state.t for state in states] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0])
     assert torch.equal(states[0].x_t, z)
     assert states[0].estimate is None
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         assert torch.allclose(after.x_t, before.x_t - 0.2 * after.estimate.velocity)
         assert float(after.estimate.t) == pytest.approx(before.t)
     assert torch.equal(sample(FLOW, z, solver("euler"), 5), states[-1].x_t)

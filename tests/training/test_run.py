@@ -171,7 +171,7 @@ def test_a_gradient_that_is_not_finite_stops_too(small, tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(FlowStage, "loss", loss)
-    with pytest.raises(InputError, match="at step 3.*none was saved"):
+    with pytest.raises(InputError, match=r"at step 3.*none was saved"):
         train(small, tmp_path, QUIET)
     assert not (tmp_path / "model").exists()
 
@@ -185,7 +185,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(small, tmp_path, monkeypatch)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", full)
-    with pytest.raises(InputError, match="No space left on device.*kept"):
+    with pytest.raises(InputError, match=r"No space left on device.*kept"):
         train(small, tmp_path, QUIET)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.undo()

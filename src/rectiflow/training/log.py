@@ -52,7 +52,8 @@ class RunLog:
         self.events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record `values` after `step` steps."""
+        """Record `values` after `step` steps, with the seconds since this attempt began."""
+        values = {**values, "seconds": time.monotonic() - self._began}
         self.latest |= values
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")

@@ -1,0 +1,71 @@
+"""What the benchmarks share: where results go, on what machine they were taken, and how samples are judged."""
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import judge_digits
+from rectiflow.data.builtin import digits
+from rectiflow.data.pictures import to_uint8
+from rectiflow.pipeline import Pipeline, Request
+
+RESULTS = Path(__file__).parent / "results"
+EACH = 50
+
+
+def machine() -> dict[str, object]:
+    """What a figure was measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write(name: str, result: dict[str, object]) -> None:
+    """Keep a result as `results/NAME.json`, with the command that made it."""
+    command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def draw(pipeline: Pipeline, seed: int, guidance: float) -> tuple[np.ndarray, np.ndarray]:
+    """50 digits of each class by 50 Euler steps, as the command line makes them."""
+    samples = pipeline.sample(Request(count=EACH, guidance=guidance, seed=seed))
+    return to_uint8(samples.pixels).numpy(), samples.labels.numpy()
+
+
+def judge(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Figures of the independent judge, which knows all real digits."""
+    return {name: round(float(value), 4) for name, value in judge_digits.judge(images, labels).items()}
+
+
+def judge_on_training_split(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The same figures from the digits of the training split alone: for choosing settings."""
+    train = digits().train
+    pixels = ((train.pixels + 1) * 8).flatten(1).double().numpy()
+    everything = judge_digits.load_digits
+    judge_digits.load_digits = lambda: SimpleNamespace(data=pixels, target=train.labels.numpy())
+    try:
+        return judge(images, labels)
+    finally:
+        judge_digits.load_digits = everything
+
+
+def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each figure."""
+    return {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}

@@ -1,0 +1,70 @@
+"""Write the tables of README.md and docs/ from results/*.json: python benchmarks/tables.py
+
+Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is there is replaced.
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ("accuracy", "fd_ratio", "told_apart", "copies")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def row(name: str, figures: dict[str, float]) -> list[str]:
+    return [name, *(f"{figures[figure]:.3f}" for figure in FIGURES)]
+
+
+def digits(result: dict) -> str:
+    rows = [row(name, figures) for name, figures in result["real_and_mixture"].items()]
+    for w in ("w=0", "w=1"):
+        rows.append(row(f"**Rectiflow, {w}, mean of five seeds**", result[w]["mean"]))
+        rows += [row(f"seed {seed}", figures) for seed, figures in result[w]["seeds"].items()]
+    return f"{table(['500 digits', *FIGURES], rows)}\n\n`{result['command']}`"
+
+
+def speed(result: dict) -> str:
+    machine, median = result["machine"], result["median_seconds"]
+    rows = [
+        [f"training, {result['training_steps']} steps", f"{result['training_seconds']:.0f}"],
+        ["sampling 500 digits, 50 Euler steps, w=1", f"{median['sample_500_digits_50_steps_w1']:.2f}"],
+        ["`rectiflow --help`", f"{median['rectiflow_help']:.2f}"],
+    ]
+    where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
+    return f"{table(['', 'seconds'], rows)}\n\n`{result['command']}` on {where}; medians."
+
+
+def dropout(result: dict) -> str:
+    rows = []
+    for share, weights in result["dropout"].items():
+        rows += [row(f"{float(share):.0%}, {w}", figures["mean"]) for w, figures in weights.items()]
+    return f"{table(['condition dropout', *FIGURES], rows)}\n\n`{result['command']}`"
+
+
+TABLES = {"digits": digits, "speed": speed, "dropout": dropout}
+
+
+def filled(text: str) -> str:
+    """`text` with each table replaced by the one that the results give."""
+    for name, make in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            body = make(json.loads(path.read_text()))
+            pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+            text = re.sub(pattern, lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk that is full or a file that is gone, wherever it was met
+        print(f"rectiflow: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("rectiflow: stopped.", file=sys.stderr)
         return 130

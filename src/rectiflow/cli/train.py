@@ -48,13 +48,10 @@ class Train:
         console = Console()
         outcome = train(asked or read_run(folder), folder, console)
         if not outcome.trained:
-            console.print(f"{folder} is already trained ({outcome.step} steps).", highlight=False)
+            words = f"{folder} is already trained ({outcome.step} steps)."
         elif not outcome.finished:
-            console.print(
-                f"Stopped and saved after step {outcome.step}. Go on: rectiflow train --resume {folder}",
-                highlight=False,
-            )
-            return 130
+            words = f"Stopped and saved after step {outcome.step}. Go on: rectiflow train --resume {folder}"
         else:
-            console.print(f"The model is in {folder / 'model'}. Sample: rectiflow sample {folder} --out samples.png")
-        return 0
+            words = f"The model is in {folder / 'model'}. Sample: rectiflow sample {folder} --out samples.png"
+        console.print(words, highlight=False, soft_wrap=True)
+        return 0 if outcome.finished else 130

@@ -71,7 +71,7 @@ class RunLog:
         if not self.console.is_terminal and (now - self._printed > _LINE_SECONDS or step == self.steps):
             self._printed = now
             left = (now - self._began) / max(1, step - self._start) * (self.steps - step)
-            self.console.print(f"step {step}/{self.steps}: {words}, {left:.0f} s left", highlight=False)
+            self.console.print(f"step {step}/{self.steps}: {words}, {left:.0f} s left", highlight=False, soft_wrap=True)
 
 
 def _lines(path: Path) -> list[str]:

@@ -96,6 +96,7 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
         f"{config.recipe}: {len(stage.data.train)} training samples, {len(stage.data.held_out)} held out; "
         f"{size / 1e6:.2f} M parameters; {device}, {precision} ({reason}); step {start} of {config.steps}",
         highlight=False,
+        soft_wrap=True,
     )
     with RunLog(folder, start, config.steps, console) as log, Interrupt() as interrupt:
         if start == config.steps:

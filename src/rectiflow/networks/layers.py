@@ -25,14 +25,15 @@ def grid_embedding(height: int, width: int, features: int, device: torch.device)
 
 @lru_cache(maxsize=64)
 def axial_rotation(height: int, width: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (height·width)×(features/2): the first half of the pairs turn with the row, the rest with the
-    column (axial RoPE; Su et al. 2021).
+    """Tables of `rotate`, each (height·width)×features (axial RoPE; Su et al. 2021).
+
+    Of the pairs (i, i+features/2) the first half turn with the row, the rest with the column.
     """
     rows, columns = _grid(height, width, device)
     pairs = features // 4
     frequency = 10_000.0 ** (-torch.arange(pairs, device=device) / pairs)
     angle = torch.cat([rows[:, None] * frequency, columns[:, None] * frequency], dim=-1)
-    return angle.cos(), angle.sin()
+    return torch.cat([angle.cos(), angle.cos()], dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)
 
 
 def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -41,10 +42,15 @@ def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i+d/2}) by their angles; x is …×tokens×d, cos and sin tokens×d/2."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    """Turn the pairs (x_i, x_{i+d/2}) by their angles.
+
+    Args:
+        x: …×tokens×d.
+        cos: tokens×d, the cosines twice.
+        sin: tokens×d, −sin and then sin.
+    """
+    turned = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos.to(x.dtype), turned, sin.to(x.dtype))
 
 
 def normalise(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rectiflow.training.run import train
 DROPOUTS = (0.1, 0.5)
 TRAINING_SEEDS = (1, 2)
 SAMPLING_SEEDS = (201, 202, 203)
-WEIGHTS = (0.0, 1.0, 2.0)
+WEIGHTS = (0.0, 1.0)
 
 
 def main() -> None:

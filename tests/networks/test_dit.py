@@ -117,6 +117,11 @@ def test_rotary_logits_depend_on_the_offset_alone():
 def test_normalise_has_unit_root_mean_square():
     x = 7 * torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(normalise(x).square().mean(-1), torch.ones(4), atol=1e-5)
+    assert torch.allclose(normalise(x), torch.nn.functional.rms_norm(x, (32,)), atol=1e-5)
+    assert torch.equal(normalise(torch.zeros(2, 8)), torch.zeros(2, 8))
+    low = normalise(x.bfloat16())  # its statistics keep float32
+    assert low.dtype == torch.bfloat16
+    assert torch.allclose(low.float(), normalise(x), atol=0.02)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("S/2", 33), ("B/2", 130), ("L/2", 458), ("XL/2", 675)])

@@ -55,7 +55,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def normalise(x: Tensor) -> Tensor:
     """Divide by the root mean square over the last dimension (RMSNorm without weights; Zhang & Sennrich 2019)."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    # In eager mode on a CPU torch's rms_norm takes five passes; this takes two and a half.
+    precise = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).clamp_min(1e-3)
+    return x * (x.shape[-1] ** 0.5 / norm).to(x.dtype)
 
 
 class Attention(nn.Module):

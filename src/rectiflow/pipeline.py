@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -62,7 +62,7 @@ class ModelConfig(Config):
     conventions: dict[str, str]
     flow: FlowConfig
     network: DiTConfig
-    autoencoder: str
+    autoencoder: Literal["identity"]
     class_names: tuple[str, ...]
     null_trained: bool
     shape: tuple[int, int, int]

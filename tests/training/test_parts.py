@@ -7,6 +7,7 @@ from torch import nn
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
+from rectiflow.pipeline import Pipeline, Request
 from rectiflow.training.config import OptimiserConfig
 from rectiflow.training.ema import Ema
 from rectiflow.training.log import RunLog, last_metrics
@@ -109,6 +110,25 @@ def test_dequantisation_fills_the_gaps_between_levels(small):
     spread = stage._latents(pixels, stage._key("dequantise"), torch.arange(4000))
     assert float(spread.abs().max()) == pytest.approx(1 / 16, rel=0.01)  # half of 2/(17−1)
     assert float(spread.std()) == pytest.approx(1 / 8 / 12**0.5, rel=0.03)
+
+
+def test_a_network_without_classes_is_unconditional(small, tmp_path):
+    config = small.model_copy(update={"network": small.network.model_copy(update={"classes": 0})})
+    stage = FlowStage(config, digits(), CPU)
+    stage.loss(0).backward()
+    stage.save(stage.module, tmp_path, 1)
+    assert stage.preview(stage.module).size[1] == (8 + 2) * 4  # one row
+    pipeline = Pipeline.load(tmp_path)
+    assert pipeline.sample(Request(count=3, steps=2)).labels.tolist() == [-1, -1, -1]
+    with pytest.raises(InputError, match="unconditional"):
+        pipeline.sample(Request(["3"]))
+
+
+@pytest.mark.parametrize(("name", "value"), [("classes", 5), ("channels", 3)])
+def test_a_network_that_does_not_fit_the_data(small, name, value):
+    config = small.model_copy(update={"network": small.network.model_copy(update={name: value})})
+    with pytest.raises(InputError, match=f"network.{name} is {value}, but the data have"):
+        FlowStage(config, digits(), CPU)
 
 
 def test_preview_is_a_row_for_each_class(small):

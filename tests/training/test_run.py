@@ -39,15 +39,15 @@ def same(left, right):
 
 
 def stop_at(monkeypatch, step):
-    """Send a Ctrl-C while the loss of `step` is computed."""
-    original = FlowStage.loss
+    """Send a Ctrl-C while `step` is trained."""
+    original = Trainer._train
 
-    def loss(self, current):
+    def interrupted(self, current):
         if current == step:
             signal.raise_signal(signal.SIGINT)
         return original(self, current)
 
-    monkeypatch.setattr(FlowStage, "loss", loss)
+    monkeypatch.setattr(Trainer, "_train", interrupted)
 
 
 def test_a_run_folder_holds_all(small, tmp_path):
@@ -131,6 +131,14 @@ def test_another_recipe_is_refused(small, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**values, "recipe": "portraits"}))
     with pytest.raises(InputError, match="a run of recipe portraits, not digits"):
         train(small, tmp_path, QUIET)
+
+
+def test_settings_that_cannot_be_trained_leave_no_run(small, tmp_path):
+    config = small.model_copy(update={"network": small.network.model_copy(update={"patch": 3})})
+    with pytest.raises(InputError, match="patch of 3 does not divide 8×8"):
+        train(config, tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()
+    assert train(small, tmp_path / "run", QUIET).finished
 
 
 def test_a_strange_folder_is_left_alone(small, tmp_path):

@@ -109,6 +109,10 @@ class AbstractFlow(ABC):
             InputError: `s` is given and this flow knows no average velocity.
         """
 
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
+        """As `estimate`."""
+        return self.estimate(x_t, t, condition, s)
+
 
 @final
 class Flow(nn.Module, AbstractFlow):

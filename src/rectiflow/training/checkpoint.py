@@ -31,7 +31,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints there are, oldest first."""
-        return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-????????") if p.is_dir())
+        names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps; what was saved before stays until this one is whole.

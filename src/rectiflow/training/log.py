@@ -28,7 +28,8 @@ class RunLog:
 
     def __init__(self, folder: Path, start: int, steps: int, console: Console) -> None:
         self.path, self.steps, self.console = folder / "metrics.jsonl", steps, console
-        write_text(self.path, "".join(f"{line}\n" for line in _lines(self.path) if json.loads(line)["step"] <= start))
+        kept = [record for record in _records(self.path) if record["step"] <= start]
+        write_text(self.path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self.events = SummaryWriter(str(folder), purge_step=start)
         self.latest: dict[str, float] = {}
         self._printed, self._began, self._start = time.monotonic(), time.monotonic(), start
@@ -74,16 +75,22 @@ class RunLog:
             self.console.print(f"step {step}/{self.steps}: {words}, {left:.0f} s left", highlight=False, soft_wrap=True)
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a JSON-lines file; a last line cut off by a crash is dropped."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+def _records(path: Path) -> list[dict[str, float]]:
+    """Records of `metrics.jsonl`; a line cut off by a crash is no record."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
 
 
 def last_metrics(path: Path) -> dict[str, float]:
     """The newest value of each metric in `metrics.jsonl`, and its newest step."""
     values: dict[str, float] = {}
-    for line in _lines(path):
-        values |= json.loads(line)
+    for record in _records(path):
+        values |= record
     return values

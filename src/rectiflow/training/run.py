@@ -88,6 +88,7 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
     precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage))
     config = config.model_copy(update={"precision": precision})
     if former is None:
+        _probe(stage)  # settings that cannot be trained are refused before they are written down
         write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
     trainer = Trainer(stage, config, folder, device)
     start = trainer.restore()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
 from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.builtin import ImageSet
 from rectiflow.data.loader import batch_indices
@@ -68,6 +69,14 @@ class FlowStage(Stage):
         self, config: RunConfig, data: ImageSet, device: torch.device, autoencoder: Autoencoder | None = None
     ) -> None:
         self.config, self.data, self.device = config, data, device
+        # A network without classes is an unconditional model, whatever labels the data have.
+        self.class_names = data.class_names if config.network.classes else ()
+        for name, asked, there in (
+            ("channels", config.network.channels, data.shape[0]),
+            ("classes", config.network.classes, len(self.class_names)),
+        ):
+            if asked != there:
+                raise InputError(f"network.{name} is {asked}, but the data have {there}; set network.{name}={there}.")
         self.autoencoder = autoencoder or Identity()
         self.samples_per_step = config.batch
         self.density = time_density(config.times)
@@ -83,7 +92,8 @@ class FlowStage(Stage):
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
         t = shift(stratified(self.density, self._key("time", step), batch, config.batch), config.flow.shift)
         dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
-        condition = Condition(self.data.train.labels[chosen]).drop(dropped).to(self.device)
+        condition = self._condition(self.data.train.labels[chosen])
+        condition = condition.drop(dropped.to(self.device)) if condition is not None else None
         return flow_matching_loss(self.flow, x, t, z, condition).mean()
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
@@ -95,14 +105,14 @@ class FlowStage(Stage):
         for part in torch.split(index, _CHUNK):
             x = self._latents(held_out.pixels[part], self._key("held-out dequantise"), part)
             z = module.source.sample(self._key("held-out noise"), part, x.shape[1:]).to(self.device)
-            condition = Condition(held_out.labels[part]).to(self.device)
+            condition = self._condition(held_out.labels[part])
             with torch.no_grad():
                 total += float(flow_matching_loss(module, x, times[part], z, condition).sum())
         return {"held_out_loss": total / len(held_out)}
 
     def preview(self, module: nn.Module) -> Image.Image:
         """A row of samples for each class, guided if the null condition is trained."""
-        guidance = 1.0 if self.config.condition_dropout else 0.0
+        guidance = 1.0 if self.class_names and self.config.condition_dropout else 0.0
         samples = self._pipeline(module, 0).sample(Request(count=_PREVIEW_COUNT, guidance=guidance))
         pixels = to_uint8(samples.pixels)
         return grid(pixels, _PREVIEW_COUNT, screen_scale(*pixels.shape[1:3]))
@@ -119,11 +129,14 @@ class FlowStage(Stage):
             flow_config=self.config.flow,
             network_config=self.config.network,
             shape=(channels, height, width),
-            class_names=self.data.class_names,
-            null_trained=self.config.condition_dropout > 0,
+            class_names=self.class_names,
+            null_trained=bool(self.class_names) and self.config.condition_dropout > 0,
             autoencoder=self.autoencoder,
             training={"recipe": self.config.recipe, "step": step, "steps": self.config.steps},
         )
+
+    def _condition(self, labels: Tensor) -> Condition | None:
+        return Condition(labels.to(self.device)) if self.class_names else None
 
     def _latents(self, pixels: Tensor, key: Key, index: Tensor) -> Tensor:
         width = self.config.data.dequantise * 2 / (self.data.levels - 1)

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -30,11 +31,16 @@ class Interrupt:
         self.asked = False
 
     def __enter__(self) -> "Interrupt":
-        self._former = signal.signal(signal.SIGINT, self._ask)
+        # Elsewhere than in the main thread Python takes no signals; Ctrl-C is then not ours to answer.
+        self._former = signal.getsignal(signal.SIGINT)
+        self._ours = threading.current_thread() is threading.main_thread()
+        if self._ours:
+            signal.signal(signal.SIGINT, self._ask)
         return self
 
     def __exit__(self, *problem: object) -> None:
-        signal.signal(signal.SIGINT, self._former)
+        if self._ours:
+            signal.signal(signal.SIGINT, self._former)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

@@ -46,12 +46,8 @@ class Checkpoints:
             try:
                 with _alone():
                     dcp.save(state, checkpoint_id=aside, no_dist=True)
-            except CheckpointException as error:
-                # torch wraps what happened to each rank; the disk's own error is the one to tell.
-                cause = next((e for e, _ in error.failures.values() if isinstance(e, OSError)), None)
-                raise cause or error from error
-            except RuntimeError as error:
-                raise OSError(str(error).splitlines()[0]) from error
+            except (CheckpointException, RuntimeError) as error:
+                raise _disk_error(error, aside) from error
 
         write_folder(path, fill)
         for old in self.steps()[: -self.keep]:
@@ -73,6 +69,19 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+def _disk_error(error: BaseException, folder: Path) -> OSError:
+    """The disk's own error, which torch wraps for each rank and may hide behind one of its own."""
+    causes: list[BaseException] = [error]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return cause
+        if isinstance(cause, CheckpointException):
+            causes += [failure for failure, _ in cause.failures.values()]
+        causes += [inner for inner in (cause.__cause__, cause.__context__) if inner is not None and inner not in causes]
+    free = shutil.disk_usage(folder).free
+    return OSError(f"{str(causes[-1]).splitlines()[0]} ({free / 1e6:.1f} MB free on the disk)")
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 import common
 import judge_digits
 from rectiflow.base.config import read_yaml
-from rectiflow.pipeline import Pipeline, find_model
+from rectiflow.model_folder import find_model
+from rectiflow.pipeline import Pipeline
 
 SEEDS = (101, 102, 103, 104, 105)
 WEIGHTS = (0.0, 1.0)

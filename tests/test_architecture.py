@@ -14,6 +14,7 @@ FLOORS = {
     "conditioning": 2,
     "autoencoders": 2,
     "sampling": 2,
+    "model_folder": 2,
     "data": 3,
     "pipeline": 3,
     "training": 5,

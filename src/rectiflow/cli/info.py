@@ -37,7 +37,7 @@ class Info:
         return 0
 
     def _facts(self) -> dict[str, Any]:
-        from rectiflow.pipeline import describe, find_model
+        from rectiflow.model_folder import describe, find_model
         from rectiflow.training.run import CONFIG_NAME, describe_run
 
         facts: dict[str, Any] = describe_run(self.run) if (self.run / CONFIG_NAME).is_file() else {}

@@ -1,0 +1,166 @@
+"""Floor 2: a model as files: `config.json`, which says all that the weights mean, and the weights with their hash."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from rectiflow.base.config import Config
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import sha256, write_folder
+from rectiflow.flow.config import FlowConfig
+from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.dit import build
+
+FORMAT_VERSION = 1
+CONVENTIONS = {
+    "time": "t=0 data, t=1 noise; x_t = alpha(t) x + beta(t) z",
+    "velocity": "v = alpha'(t) x + beta'(t) z",
+    "guidance": "v = (1+w) v_y - w v_null; w=0 is none",
+    "pixels": "float in [-1, 1], BxCxHxW",
+}
+WEIGHTS = "flow.safetensors"
+
+
+class ModelConfig(Config):
+    """What `config.json` says of a model.
+
+    Args:
+        format_version: of the folder's layout.
+        library_version: of rectiflow, that wrote it.
+        conventions: time, velocity, guidance and pixels, in words; another text is refused.
+        flow: schedule, prediction and time shift.
+        network: architecture.
+        autoencoder: "identity": pixel space.
+        class_names: name of each label; empty for an unconditional model.
+        null_trained: whether it was trained with condition dropout, which guidance needs.
+        shape: C, H, W of a picture as trained.
+        training: where it comes from (recipe, step); for readers only.
+        weights: SHA-256 of each weight file by its name.
+    """
+
+    format_version: int
+    library_version: str
+    conventions: dict[str, str]
+    flow: FlowConfig
+    network: DiTConfig
+    autoencoder: Literal["identity"]
+    class_names: tuple[str, ...]
+    null_trained: bool
+    shape: tuple[int, int, int]
+    training: dict[str, Any]
+    weights: dict[str, str]
+
+
+def write_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
+    """Write `config.json`, with the weights' SHA-256, and the weights, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or read-only; a model that was there is kept.
+    """
+
+    def fill(aside: Path) -> None:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        try:
+            save_file(weights, aside / WEIGHTS)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        hashed = config.model_copy(update={"weights": {WEIGHTS: sha256(aside / WEIGHTS)}})
+        (aside / "config.json").write_text(hashed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    write_folder(folder, fill)
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder that `folder` is, or holds as a run.
+
+    Raises:
+        InputError: it is neither.
+    """
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.exists():
+        raise InputError(f"no run or model at {folder}: no such folder. Train one with: rectiflow train digits")
+    if (folder / "run.yaml").is_file():
+        raise InputError(f"the run {folder} has no model yet; go on with: rectiflow train --resume {folder}")
+    raise InputError(f"{folder} is neither a run (run.yaml) nor a model (config.json).")
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Read and check `config.json`.
+
+    Raises:
+        InputError: it cannot be read, is newer than this library, or follows other conventions.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}); restore the file.") from error
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(found, int):
+        raise InputError(f"{path} is no model of rectiflow: it has no format_version.")
+    if found > FORMAT_VERSION:
+        raise InputError(
+            f"{folder} was written by rectiflow {values.get('library_version')} in format {found}; this version "
+            f"reads up to {FORMAT_VERSION}. Upgrade rectiflow."
+        )
+    config = ModelConfig.parse(values, str(path))
+    if config.conventions != CONVENTIONS:
+        wrong = next(
+            k for k in {**CONVENTIONS, **config.conventions} if CONVENTIONS.get(k) != config.conventions.get(k)
+        )
+        raise InputError(
+            f"{path} states another convention for {wrong}: expected '{CONVENTIONS.get(wrong)}', "
+            f"received '{config.conventions.get(wrong)}'."
+        )
+    return config
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What the model in `folder` is, in plain values, without loading its weights."""
+    config = read_model_config(folder)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in build(config.network).parameters())
+    return {
+        "model": str(folder),
+        "recipe": config.training.get("recipe"),
+        "model_step": config.training.get("step"),
+        "parameters": size,
+        "picture": "×".join(map(str, config.shape)),
+        "classes": list(config.class_names),
+        "flow": config.flow.model_dump(),
+        "network": config.network.model_dump(),
+        "guidance_trained": config.null_trained,
+        "conventions": config.conventions,
+        "written_by": f"rectiflow {config.library_version}, format {config.format_version}",
+    }
+
+
+def read_weights(network: nn.Module, folder: Path, config: ModelConfig) -> None:
+    """Load the weights of the model in `folder` into `network`.
+
+    Raises:
+        InputError: the file is missing, altered, unreadable, or its tensors have other names or shapes.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path} is missing; restore it or train again.")
+    if sha256(path) != config.weights.get(WEIGHTS):
+        raise InputError(f"{path} is not the file that config.json names: its SHA-256 differs. Restore the original.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is no safetensors file: {error}.") from error
+    wanted = network.state_dict()
+    for name in sorted(set(wanted) | set(weights)):
+        have, want = (tuple(d[name].shape) if name in d else "nothing" for d in (weights, wanted))
+        if have != want:
+            raise InputError(f"{path}: tensor {name}: config.json asks for {want}, the file holds {have}.")
+    network.load_state_dict(weights)

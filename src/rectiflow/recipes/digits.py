@@ -8,17 +8,18 @@ from rectiflow.training.config import EveryConfig, OptimiserConfig, RunConfig
 def digits() -> RunConfig:
     """Handwritten digits, 8×8, ten classes.
 
-    Chosen by the training split: a narrow network with patches of 2 and a high rate did better in the same time than
-    wider ones with patches of 4 or 8, and batches of 128 better than more steps with 64.
+    Chosen by the training split, for equal time: patches of 2 with a narrow network did better than 4 or 8 with a wider
+    one, two heads than one, batches of 128 than more steps with 64, a rate of 0.02 than 0.01 or 0.03, uniform times
+    than logit-normal ones.
     """
     return RunConfig(
         recipe="digits",
         data=DataConfig(set="digits"),
-        network=DiTConfig(channels=1, classes=10, patch=2, width=48, depth=4, heads=1, modulation="block"),
+        network=DiTConfig(channels=1, classes=10, patch=2, width=48, depth=4, heads=2, modulation="block"),
         condition_dropout=0.1,
         steps=2000,
         batch=128,
-        optimiser=OptimiserConfig(lr=1e-2, warmup=100, decay="linear"),
+        optimiser=OptimiserConfig(lr=2e-2, warmup=100, decay="linear"),
         ema=0.985,
         every=EveryConfig(log=50, held_out=500, preview=1000, save=1000),
     )

@@ -30,14 +30,20 @@ def digits(result: dict) -> str:
 
 
 def speed(result: dict) -> str:
-    machine, median = result["machine"], result["median_seconds"]
+    machine = result["machine"]
+
+    def median(name: str) -> str:
+        each = result["each"][name]
+        return f"{result['median_seconds'][name]:.2f} ({min(each):.2f} to {max(each):.2f})"
+
     rows = [
         [f"training, {result['training_steps']} steps", f"{result['training_seconds']:.0f}"],
-        ["sampling 500 digits, 50 Euler steps, w=1", f"{median['sample_500_digits_50_steps_w1']:.2f}"],
-        ["`rectiflow --help`", f"{median['rectiflow_help']:.2f}"],
+        ["sampling 500 digits, 50 Euler steps, w=1", median("sample_500_digits_50_steps_w1")],
+        ["`rectiflow --help`", median("rectiflow_help")],
     ]
     where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
-    return f"{table(['', 'seconds'], rows)}\n\n`{result['command']}` on {where}; medians."
+    repeats = len(next(iter(result["each"].values())))
+    return f"{table(['', 'seconds'], rows)}\n\n`{result['command']}` on {where}; medians of {repeats} (least to most)."
 
 
 def dropout(result: dict) -> str:

@@ -106,6 +106,7 @@ def test_train_again_and_resume(run, capsys):
         (["sample", "RUN", "--size", "9", "8"], ["patch of 4 does not divide 9×8", "nearest size is 8×8"]),
         (["sample", "RUN", "--out", "x.jpeg"], ["x.jpeg", ".png or .npz"]),
         (["sample", "RUN", "--out", "x.npz", "--filmstrip", "4"], ["--filmstrip"]),
+        (["sample", "RUN", "--device", "cud"], ["unknown device 'cud'", "Did you mean 'cuda'"]),
         (["info", "nowhere"], ["no run or model at nowhere"]),
     ],
 )

@@ -36,6 +36,8 @@ def test_a_preset_yields_to_later_and_to_explicit_numbers(tmp_path):
         ("digits", ["optimiser.lr=fast"], "optimiser.lr"),
         ("digits", ["flow.schedule=trigg"], "Did you mean 'trig'"),
         ("digits", ["network.preset=S2"], "unknown preset 'S2'"),
+        ("digits", ["optimiser.betas=[0.9, 2]"], "optimiser.betas.1: input should be less than 1, received 2"),
+        ("digits", ["flow.shift=.inf"], "flow.shift: input should be a finite number"),
         ("digits", ["steps=0"], "steps: input should be greater than or equal to 1, received 0"),
         ("digits", ["recipe=folder"], "is of recipe folder, not digits"),
         ("digits", ["width"], "expected a setting like"),

@@ -131,6 +131,12 @@ def test_a_network_that_does_not_fit_the_data(small, name, value):
         FlowStage(config, digits(), CPU)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**80])
+def test_any_integer_is_a_seed(small, seed):
+    stage = FlowStage(small.model_copy(update={"seed": seed}), digits(), CPU)
+    assert torch.isfinite(stage.loss(0))
+
+
 def test_preview_is_a_row_for_each_class(small):
     stage = FlowStage(small, digits(), CPU)
     image = stage.preview(stage.module)

@@ -13,7 +13,7 @@ from rectiflow.base.errors import InputError, near_miss
 class Config(BaseModel):
     """Base of every configuration: immutable, and a field that does not exist is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], origin: str) -> Self:

@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from rectiflow.base.errors import InputError
+from rectiflow.base.errors import InputError, unknown
 
 _REPEATS = 5
 _GAIN = 1.05
@@ -21,6 +21,8 @@ def resolve_device(name: str) -> torch.device:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, here in present.items() if here)
+    if name not in present:
+        raise unknown("device", name, ["auto", *present])
     if not present[name]:
         known = ", ".join(kind for kind, here in present.items() if here)
         raise InputError(f"device {name} is not available to this torch ({torch.__version__}); available: {known}.")

@@ -80,7 +80,7 @@ class FlowStage(Stage):
         self.autoencoder = autoencoder or Identity()
         self.samples_per_step = config.batch
         self.density = time_density(config.times)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(config.network), config.flow).to(device)
         self.module = self.flow
 

@@ -152,3 +152,12 @@ def test_preset_is_expanded_where_it_stands():
 def test_heads_must_fit_the_width():
     with pytest.raises(InputError, match="multiple of 12"):
         DiTConfig.parse({"width": 32, "heads": 3}, "here")
+
+
+@pytest.mark.parametrize("modulation", ["block", "shared"])
+@pytest.mark.parametrize("classes", [0, 5])
+def test_one_time_for_the_batch_equals_a_time_for_each(modulation, classes):
+    network, (x, _, condition) = random_dit(modulation=modulation, classes=classes), inputs()
+    one = torch.tensor(0.3).expand(3)
+    assert torch.allclose(network(x, one, condition), network(x, one.clone(), condition), atol=1e-5)
+    assert torch.allclose(network(x, one), network(x, one.clone()), atol=1e-5)

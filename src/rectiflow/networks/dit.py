@@ -119,12 +119,14 @@ class DiT(nn.Module):
         return height // patch, width // patch
 
     def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
+        if t.stride() == (0,):
+            t = t[:1]  # one time for the whole batch, as in sampling: its features are computed once
         # The time's features keep full precision: bf16 cannot tell neighbouring steps apart.
         with torch.autocast(t.device.type, enabled=False):
             c = self.time(t)
             if self.label is None:
                 return c
-            labels = torch.full((len(t),), -1, device=t.device) if condition is None else condition.labels
+            labels = torch.full((1,), -1, device=t.device) if condition is None else condition.labels
             return c + self.label(labels)
 
     def _patches(self, x: Tensor, height: int, width: int) -> Tensor:

@@ -46,8 +46,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: …×tokens×d.
-        cos: tokens×d, the cosines twice.
-        sin: tokens×d, −sin and then sin.
+        cos: tokens×d or …×tokens×d, the cosines twice.
+        sin: the same shape, −sin and then sin.
     """
     turned = x.roll(x.shape[-1] // 2, dims=-1)
     return torch.addcmul(x * cos.to(x.dtype), turned, sin.to(x.dtype))
@@ -81,7 +81,10 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         both, value = qkv.permute(0, 2, 3, 1, 4).split([2, 1], dim=1)  # B×2 and B×1 of heads×tokens×d
-        query, key = rotate(normalise(both) * self.scale.to(both.dtype), *rotation).unbind(1)
+        # The learned scale goes into the tables of the rotation, which are smaller than what is turned.
+        cos, sin = rotation
+        turn = self.scale * cos, self.scale.roll(cos.shape[-1] // 2, dims=-1) * sin
+        query, key = rotate(normalise(both), *turn).unbind(1)
         value = value[:, 0]
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.out(attended.transpose(1, 2).reshape(batch, tokens, width))

@@ -57,7 +57,7 @@ def judge(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def judge_on_training_split(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The same figures from the digits of the training split alone: for choosing settings."""
     train = digits().train
-    pixels = ((train.pixels + 1) * 8).flatten(1).double().numpy()
+    pixels = ((train.fetch(torch.arange(len(train))) + 1) * 8).flatten(1).double().numpy()
     everything = judge_digits.load_digits
     judge_digits.load_digits = lambda: SimpleNamespace(data=pixels, target=train.labels.numpy())
     try:

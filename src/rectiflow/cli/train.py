@@ -1,5 +1,6 @@
 """`rectiflow train`: a recipe, then a file, then settings; later wins."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +17,15 @@ class Train:
 
     Args:
         recipe: Name of the recipe, such as digits.
-        run: Folder of the run; runs/RECIPE if left out.
+        data: Folder of pictures to train on, for recipes that take one.
+        run: Folder of the run; runs/RECIPE if left out, runs/NAME for a folder of that name.
         config: YAML file of settings laid over the recipe.
         set: Settings laid over both, such as network.width=64 or network.preset=S/2; values are YAML.
         resume: Go on with this run, by its own run.yaml.
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
+    data: Path | None = None
     run: Path | None = None
     config: Path | None = None
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
@@ -30,21 +33,21 @@ class Train:
 
     def __call__(self) -> int:
         """Train; returns the exit status."""
-        if self.resume is not None and (self.recipe or self.run or self.config or self.set):
+        if self.resume is not None and (self.recipe or self.data or self.run or self.config or self.set):
             raise InputError("--resume takes everything from the run's own run.yaml; leave the other arguments out.")
         if self.resume is None and not self.recipe:
             raise InputError(f"expected a recipe ({', '.join(RECIPES)}) or --resume RUN.")
-        asked = (
-            None
-            if self.resume is not None
-            else resolve(self.recipe, self.config, [setting for group in self.set for setting in group])
-        )
+        settings = [setting for group in self.set for setting in group]
+        if self.data is not None:
+            settings.append(f"data.dir={json.dumps(str(self.data.absolute()))}")
+        asked = None if self.resume is not None else resolve(self.recipe, self.config, settings)
 
         from rich.console import Console
 
         from rectiflow.training.run import read_run, train
 
-        folder = self.resume or self.run or Path("runs") / self.recipe
+        name = self.data.absolute().name if self.data is not None else self.recipe
+        folder = self.resume or self.run or Path("runs") / (name or self.recipe)
         console = Console()
         outcome = train(asked or read_run(folder), folder, console)
         if not outcome.trained:

@@ -1,20 +1,64 @@
 """Settings of training data. Never imports torch."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 
+SetName = Literal["digits", "digit-scenes", "folder"]
+
 
 class DataConfig(Config):
-    """What to train on.
+    """What to train on. All after `dequantise` but `flip` and `workers` concerns folders alone.
 
     Args:
-        set: name of a built-in set.
+        set: a built-in set, or "folder".
         dequantise: width, in grey levels, of uniform noise added to each pixel; 0 is none, 1 fills the gaps between
             levels.
+        flip: mirror half of the training pictures, left to right.
+        workers: processes that decode ahead; None is half the cores, 0 decodes in the training process.
+        dir: the folder of pictures.
+        size: height and width in pixels, one number for a square; None is the size that all pictures have.
+        crop: what is done with pictures of another shape: "center", "random" (a new place each time), or "none": each
+            must have the proportions of `size` within 2 %.
+        filter: how pictures are resized, antialiased.
+        colour: "rgb", "grey", or "auto": grey if every picture is.
+        background: colour behind transparent pixels, a name or #rrggbb.
+        labels: "folders" (the name of the class folder), "none", or a column of the metadata.
+        caption: column of the metadata that holds captions.
+        held_out: share of the pictures kept from training, by their content, so that equal files stay together;
+            folders named train and val, validation or test decide by themselves.
+        check: "decode" reads each picture whole before training, "header" its head alone.
+        max_skipped: share of the pictures found that may be unusable.
+        max_aspect: longest side over shortest, beyond which a crop would not serve.
     """
 
-    set: Literal["digits"] = "digits"
+    set: SetName = "digits"
     dequantise: float = Field(0.0, ge=0, le=1)
+    flip: bool = False
+    workers: int | None = Field(None, ge=0)
+    dir: str = ""
+    size: int | tuple[int, int] | None = None
+    crop: Literal["center", "random", "none"] = "center"
+    filter: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"
+    colour: Literal["auto", "rgb", "grey"] = "auto"
+    background: str = "white"
+    labels: str = "folders"
+    caption: str = "text"
+    held_out: float = Field(0.05, ge=0, lt=1)
+    check: Literal["decode", "header"] = "decode"
+    max_skipped: float = Field(0.1, ge=0, le=1)
+    max_aspect: float = Field(3.0, ge=1)
+
+    @model_validator(mode="after")
+    def _size_is_positive(self) -> Self:
+        if self.size is not None and min(self.height_width) < 1:
+            raise ValueError(f"size must be at least 1, received {self.size}")
+        return self
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width asked for; only if `size` is given."""
+        assert self.size is not None
+        return (self.size, self.size) if isinstance(self.size, int) else self.size

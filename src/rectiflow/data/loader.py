@@ -1,11 +1,21 @@
-"""The order in which training sees its data: a function of (seed, step), so that resuming needs no state."""
+"""The order in which training sees its data, a function of (seed, step), so that resuming needs no state; and the
+processes that decode ahead of it."""
 
+import os
+import signal
+import time
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
+from rectiflow.data.config import DataConfig
+from rectiflow.data.images import Images, to_float
 
 
 def batch_positions(step: int, batch: int) -> Tensor:
@@ -34,3 +44,106 @@ def batch_indices(step: int, batch: int, count: int, seed: int) -> Tensor:
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Tensor:
     return Key(seed, "order", epoch).permutation(count)
+
+
+class Batch(NamedTuple):
+    """Pictures, float32 B×C×H×W in [−1, 1], and their labels, int64 B."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@final
+class _Batches(Dataset["Batch | str"]):
+    """The batch of each step, as a worker computes it, or why there is none."""
+
+    def __init__(self, images: Images, config: DataConfig, batch: int, seed: int) -> None:
+        self.images, self.config, self.batch, self.seed = images, config, batch, seed
+
+    def __getitem__(self, step: int) -> "Batch | str":
+        try:
+            return self._batch(step)
+        except InputError as error:  # raised again by the process that trains, without the worker's traceback
+            return str(error)
+
+    def _batch(self, step: int) -> Batch:
+        index = batch_indices(step, self.batch, len(self.images), self.seed)
+        # Crops and mirrors are keyed by the step and the place in the batch, like every other draw.
+        draws = Key(self.seed, "training crop", step).uniform(torch.arange(self.batch), (3,))
+        pixels = self.images.fetch(index, draws[:, :2] if self.config.crop == "random" else None)
+        if self.config.flip:
+            mirrored = draws[:, 2, None, None, None] < 0.5
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        return Batch(pixels, self.images.labels[index])
+
+
+@final
+class _From(Sampler[int]):
+    """Steps from one on."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@final
+class Loader:
+    """Gives the batch of any step; steps asked for in order have been decoded ahead by other processes.
+
+    Args:
+        images: what to train on.
+        config: crops, mirrors, number of workers.
+        batch: B.
+        steps: steps in all.
+        seed: seed of the run.
+
+    Attributes:
+        waited: seconds spent waiting for data so far.
+    """
+
+    def __init__(self, images: Images, config: DataConfig, batch: int, steps: int, seed: int) -> None:
+        self._batches, self._steps = _Batches(images, config, batch, seed), steps
+        asked = max(1, (os.cpu_count() or 1) // 2) if config.workers is None else config.workers
+        self._workers = asked if images.costly else 0
+        self._next = -1
+        self._iterator: Iterator[Batch | str] = iter(())
+        self._last: tuple[int, Batch] | None = None
+        self.waited = 0.0
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of `step`; the same whatever was asked for before."""
+        if self._last is not None and self._last[0] == step:
+            return self._last[1]
+        began = time.perf_counter()
+        batch = self._ahead(step) if self._workers and step < self._steps else self._batches[step]
+        if isinstance(batch, str):
+            raise InputError(batch)
+        batch = Batch(to_float(batch.pixels), batch.labels)
+        self.waited += time.perf_counter() - began
+        self._last = step, batch
+        return batch
+
+    def _ahead(self, step: int) -> "Batch | str":
+        if step != self._next:
+            self._iterator = iter(
+                DataLoader(
+                    self._batches,
+                    batch_size=None,
+                    sampler=_From(step, self._steps),
+                    num_workers=self._workers,
+                    prefetch_factor=4,
+                    worker_init_fn=_begin,
+                )
+            )
+        self._next = step + 1
+        return next(self._iterator)
+
+
+def _begin(worker: int) -> None:
+    # Ctrl-C is the training process's to answer; it ends the workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

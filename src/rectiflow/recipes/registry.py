@@ -8,9 +8,10 @@ from rectiflow.base.config import merge, parse_setting, read_yaml
 from rectiflow.base.errors import InputError, unknown
 from rectiflow.networks.config import expand_preset
 from rectiflow.recipes.digits import digits
+from rectiflow.recipes.folder import folder
 from rectiflow.training.config import RunConfig
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits}
+RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits, "folder": folder}
 
 
 def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:

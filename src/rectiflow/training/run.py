@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, write_text
-from rectiflow.data.builtin import BUILTIN
+from rectiflow.data.images import ImageSet
+from rectiflow.data.sets import open_set
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import RunConfig
 from rectiflow.training.log import RunLog, last_metrics
@@ -84,7 +86,9 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
-    stage = FlowStage(config, _data(config), device)
+    data = open_set(config.data, folder / "data")
+    _report(data, console)
+    stage = FlowStage(config, data, device)
     precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage))
     config = config.model_copy(update={"precision": precision})
     if former is None:
@@ -104,6 +108,16 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
             trainer.save()  # the model was lost after its last checkpoint
         finished = trainer.fit(log, interrupt)
     return Outcome(trainer.step, finished, trained=True)
+
+
+def _report(data: ImageSet, console: Console) -> None:
+    """A table of what was found in a folder, used, skipped and why."""
+    if not data.report:
+        return
+    table = Table("data", "", "", box=None, show_header=False)
+    for what, count, note in data.report:
+        table.add_row(what, f"{count:,}", note)
+    console.print(table)
 
 
 def _former(config: RunConfig, folder: Path) -> RunConfig | None:
@@ -139,10 +153,6 @@ def _at(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
-
-
-def _data(config: RunConfig) -> Any:
-    return BUILTIN[config.data.set]()
 
 
 def _probe(stage: FlowStage) -> None:

@@ -12,8 +12,8 @@ from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
-from rectiflow.data.builtin import ImageSet
-from rectiflow.data.loader import batch_indices
+from rectiflow.data.images import ImageSet, to_float
+from rectiflow.data.loader import Loader
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
@@ -23,6 +23,7 @@ from rectiflow.pipeline import Pipeline, Request
 from rectiflow.training.config import RunConfig
 
 _CHUNK = 256
+_HELD_OUT = 1024
 _PREVIEW_COUNT = 8
 
 
@@ -80,6 +81,7 @@ class FlowStage(Stage):
         self.autoencoder = autoencoder or Identity()
         self.samples_per_step = config.batch
         self.density = time_density(config.times)
+        self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(config.network), config.flow).to(device)
         self.module = self.flow
@@ -87,28 +89,30 @@ class FlowStage(Stage):
     def loss(self, step: int) -> Tensor:
         """Mean flow-matching loss over the batch of `step`."""
         config, batch = self.config, torch.arange(self.config.batch)
-        chosen = batch_indices(step, config.batch, len(self.data.train), config.seed)
-        x = self._latents(self.data.train.pixels[chosen], self._key("dequantise", step), batch)
+        pixels, labels = self.loader(step)
+        x = self._latents(pixels, self._key("dequantise", step), batch)
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
         t = shift(stratified(self.density, self._key("time", step), batch, config.batch), config.flow.shift)
         dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
-        condition = self._condition(self.data.train.labels[chosen])
+        condition = self._condition(labels)
         condition = condition.drop(dropped.to(self.device)) if condition is not None else None
         return flow_matching_loss(self.flow, x, t, z, condition).mean()
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
-        """Mean loss of the held-out samples, each at its own fixed (t, z)."""
+        """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""
         assert isinstance(module, Flow)
         held_out, total = self.data.held_out, 0.0
-        index = torch.arange(len(held_out))
+        index = torch.arange(min(len(held_out), _HELD_OUT))
+        if not len(index):
+            return {}
         times = shift(stratified(self.density, self._key("held-out time"), index, len(index)), self.config.flow.shift)
         for part in torch.split(index, _CHUNK):
-            x = self._latents(held_out.pixels[part], self._key("held-out dequantise"), part)
+            x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
             z = module.source.sample(self._key("held-out noise"), part, x.shape[1:]).to(self.device)
             condition = self._condition(held_out.labels[part])
             with torch.no_grad():
                 total += float(flow_matching_loss(module, x, times[part], z, condition).sum())
-        return {"held_out_loss": total / len(held_out)}
+        return {"held_out_loss": total / len(index)}
 
     def preview(self, module: nn.Module) -> Image.Image:
         """A row of samples for each class, guided if the null condition is trained."""

@@ -1,0 +1,162 @@
+"""One picture file as the pixels that training wants: turned, on its background, resized, cropped."""
+
+import warnings
+from dataclasses import dataclass
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL.Image import DecompressionBombError
+
+from rectiflow.base.errors import InputError
+from rectiflow.data.config import DataConfig
+
+# Twice PIL's own threshold of a warning: where it begins to refuse.
+_MAX_PIXELS = 178_956_970
+_GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+}
+
+
+class Unusable(Exception):
+    """A file that is no picture to train on; its message says why in a few words."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file holds.
+
+    Args:
+        height: in pixels, after turning.
+        width: in pixels, after turning.
+        grey: whether it has no colour by its kind.
+        digest: of its bytes.
+    """
+
+    height: int
+    width: int
+    grey: bool
+    digest: str
+
+
+def inspect(path: Path, whole: bool) -> Facts:
+    """Read a file's facts; with `whole`, decode every pixel, since truncation shows only then.
+
+    Raises:
+        Unusable: it is no picture, is cut off, is enormous, or cannot be read.
+    """
+    content = _read(path)
+    image = _open(content)
+    height, width = _turned_size(image)
+    grey = image.mode in _GREY
+    if whole:
+        _load(image)
+    return Facts(height, width, grey, blake2b(content, digest_size=16).hexdigest())
+
+
+def decode(path: Path, config: DataConfig, size: tuple[int, int], grey: bool, place: tuple[float, float]) -> np.ndarray:
+    """A file as uint8 C×H×W.
+
+    Args:
+        path: the file.
+        config: background, filter.
+        size: H, W wanted: the picture is resized to cover it, then cropped.
+        grey: one channel or three.
+        place: where the crop lies in what is left over, each in [0, 1]; ½ is the centre.
+
+    Raises:
+        Unusable: it cannot be read (any more).
+    """
+    image = _open(_read(path))
+    height, width = _turned_size(image)
+    turned = (height, width) != (image.height, image.width)
+    scale = max(size[0] / height, size[1] / width)
+    cover = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
+    # A JPEG is decoded at ½, ¼ or ⅛ where that is still twice the size wanted.
+    image.draft(None, (2 * cover[0], 2 * cover[1]) if turned else (2 * cover[1], 2 * cover[0]))
+    _load(image)
+    image = _flat(ImageOps.exif_transpose(image), grey, config.background)
+    if image.size != (cover[1], cover[0]):
+        image = image.resize((cover[1], cover[0]), _FILTERS[config.filter])
+    top, left = (round((c - s) * p) for c, s, p in zip(cover, size, place, strict=True))
+    pixels = np.asarray(image)[top : top + size[0], left : left + size[1]]
+    return pixels[None] if grey else np.moveaxis(pixels, -1, 0)
+
+
+def background(name: str) -> tuple[int, ...]:
+    """Red, green and blue of a colour's name.
+
+    Raises:
+        InputError: there is no such colour.
+    """
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except ValueError as error:
+        raise InputError(
+            f"data.background: '{name}' is no colour; expected a name such as white, or #rrggbb."
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable((error.strerror or "cannot be read").lower()) from error
+
+
+def _open(content: bytes) -> Image.Image:
+    if not content:
+        raise Unusable("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of sizes that we judge ourselves
+            image = Image.open(BytesIO(content))
+    except DecompressionBombError as error:
+        raise Unusable("enormous") from error
+    except UnidentifiedImageError as error:
+        raise Unusable("not a picture") from error
+    except Exception as error:  # a decoder may raise anything on bytes that it does not expect
+        raise Unusable("damaged") from error
+    if image.width * image.height > _MAX_PIXELS:
+        raise Unusable("enormous")
+    return image
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except DecompressionBombError as error:
+        raise Unusable("enormous") from error
+    except Exception as error:
+        raise Unusable("truncated or damaged") from error
+
+
+def _turned_size(image: Image.Image) -> tuple[int, int]:
+    try:
+        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception:  # damaged EXIF data say nothing
+        sideways = False
+    return (image.width, image.height) if sideways else (image.height, image.width)
+
+
+def _flat(image: Image.Image, grey: bool, colour: str) -> Image.Image:
+    """Eight bits, grey or RGB, on a background where it is transparent."""
+    if image.mode.startswith("I") or image.mode == "F":
+        levels = np.asarray(image).astype(np.float64)
+        # Only I;16 states its range; of the others the values tell: unit, 8 or 16 bits.
+        tops = [65535] if image.mode.startswith("I;") else [1, 255, 65535] if image.mode == "F" else [255, 65535]
+        top = next((top for top in tops if levels.max(initial=0) <= top), tops[-1])
+        image = Image.fromarray((levels.clip(0, top) * (255 / top)).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, (*background(colour), 255))
+        image = Image.alpha_composite(below, image)
+    return image.convert("L" if grey else "RGB")

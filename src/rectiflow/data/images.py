@@ -1,0 +1,87 @@
+"""Sets of pictures, wherever the pictures lie."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+class Images(ABC):
+    """Labelled pictures of one size, fetched by index. Subclasses are final.
+
+    Attributes:
+        shape: C, H, W.
+        labels: int64 N; −1 for a picture without a label.
+        costly: whether fetching is work that another process should do ahead.
+    """
+
+    shape: tuple[int, int, int]
+    labels: Tensor
+    costly: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
+        """The pictures at `index` (int64 B), B×C×H×W: float32 in [−1, 1], or uint8 for 256 levels (see `to_float`).
+
+        Args:
+            index: which.
+            place: B×2 in [0, 1], where a picture larger than H×W is cropped, from top left to bottom right; None is
+                the centre. Sets whose pictures have the size already ignore it.
+        """
+
+    def captions(self, index: Tensor) -> list[str]:
+        """The captions at `index`; empty where there is none."""
+        return [""] * len(index)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 levels 0 … 255 to float32 in [−1, 1]; float pictures are returned as they are."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
+
+
+@final
+class InMemory(Images):
+    """Pictures held as one tensor.
+
+    Args:
+        pixels: float32 N×C×H×W in [−1, 1].
+        labels: int64 N.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels, self.labels = pixels, labels
+        channels, height, width = pixels.shape[1:]
+        self.shape = (channels, height, width)
+
+    def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
+        """The pictures at `index`."""
+        return self.pixels[index]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A set in two parts that share no writer, scene, source or file.
+
+    Args:
+        train: what training may see.
+        held_out: what it may not.
+        class_names: name of each label; empty for a set without labels.
+        levels: number of grey levels L; a level i is stored as 2i/(L−1) − 1.
+        report: lines of what was found, used, skipped and why: (what, how many, note).
+    """
+
+    train: Images
+    held_out: Images
+    class_names: tuple[str, ...]
+    levels: int = 256
+    report: tuple[tuple[str, int, str], ...] = field(default=())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W of one picture."""
+        return self.train.shape

@@ -1,0 +1,81 @@
+"""Every set by its settings, and built-in sets as plain folders."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from rectiflow.base.errors import InputError, unknown
+from rectiflow.base.files import write_folder
+from rectiflow.data.builtin import BUILTIN
+from rectiflow.data.config import DataConfig
+from rectiflow.data.images import Images, ImageSet, to_float
+from rectiflow.data.pictures import to_image, to_uint8
+
+_CHUNK = 512
+
+
+def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
+    """The set that `config` describes; for `index` see `open_folder`.
+
+    Raises:
+        InputError: a folder that cannot be trained on, or settings that do not go together; one line.
+    """
+    if config.set == "folder":
+        from rectiflow.data.folder import open_folder
+
+        return open_folder(config, index)
+    if config.dir:
+        raise InputError(f"the set {config.set} is built in and takes no folder; for your own: rectiflow train folder.")
+    data = BUILTIN[config.set]()
+    if config.size is not None and config.height_width != data.shape[1:]:
+        height, width = data.shape[1:]
+        raise InputError(f"data.size is {config.size}, but {config.set} is {height}×{width}; leave it out.")
+    return data
+
+
+def write_set(name: str, folder: Path, count: int = 0) -> dict[str, int]:
+    """Write a built-in set as a folder that `open_folder` reads back: train/ and test/, with a folder for each class or
+    a `metadata.jsonl` of captions.
+
+    Args:
+        name: of the set.
+        folder: where to; new or empty.
+        count: pictures of each part at most; 0 is all.
+
+    Returns:
+        Pictures written in each part.
+
+    Raises:
+        InputError: no such set, or the folder is not empty.
+    """
+    if name not in BUILTIN:
+        raise unknown("set", name, BUILTIN)
+    if count < 0:
+        raise InputError(f"count must be at least 0 (0 is all), received {count}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and not an empty folder; choose another --out.")
+    data = BUILTIN[name]()
+    parts = {"train": data.train, "test": data.held_out}
+
+    def fill(aside: Path) -> None:
+        for part, images in parts.items():
+            _write_part(images, data.class_names, aside / part, count or len(images))
+
+    write_folder(folder, fill)
+    return {part: min(count or len(images), len(images)) for part, images in parts.items()}
+
+
+def _write_part(images: Images, class_names: tuple[str, ...], folder: Path, count: int) -> None:
+    lines = []
+    for chunk in torch.split(torch.arange(min(count, len(images))), _CHUNK):
+        pixels = to_uint8(to_float(images.fetch(chunk)))
+        for i, picture, caption in zip(chunk.tolist(), pixels, images.captions(chunk), strict=True):
+            label = int(images.labels[i])
+            name = f"{class_names[label]}/{i:05d}.png" if class_names else f"{i:05d}.png"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            to_image(picture).save(folder / name)
+            if caption:
+                lines.append(json.dumps({"file_name": name, "text": caption}, ensure_ascii=False))
+    if lines:
+        (folder / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "rectiflow"
 FLOORS = {
     "base": 0,
+    "hub": 1,
     "flow": 1,
     "networks": 1,
     "conditioning": 2,

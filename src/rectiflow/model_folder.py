@@ -13,6 +13,7 @@ from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256, write_folder
 from rectiflow.flow.config import FlowConfig
+from rectiflow.hub import fetch, is_hub_name
 from rectiflow.networks.config import DiTConfig
 from rectiflow.networks.dit import build
 
@@ -76,7 +77,7 @@ def write_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
 
 
 def find_model(folder: Path) -> Path:
-    """The model folder that `folder` is, or holds as a run.
+    """The model folder that `folder` is, or holds as a run, or names on the hub (org/name).
 
     Raises:
         InputError: it is neither.
@@ -84,6 +85,8 @@ def find_model(folder: Path) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
+    if is_hub_name(str(folder)):
+        return fetch(str(folder))
     if not folder.exists():
         raise InputError(f"no run or model at {folder}: no such folder. Train one with: rectiflow train digits")
     if (folder / "run.yaml").is_file():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
@@ -17,6 +18,7 @@ from rectiflow.base.randomness import Key
 from rectiflow.conditioning.labels import Labels
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
+from rectiflow.hub import publish
 from rectiflow.model_folder import (
     CONVENTIONS,
     FORMAT_VERSION,
@@ -165,12 +167,22 @@ class Pipeline:
         )
         write_model(Path(folder), self.flow.network, config)
 
+    def push(self, name: str, private: bool = False) -> str:
+        """Upload the model to the Hugging Face hub as ORG/NAME; returns where it can be seen.
+
+        Raises:
+            InputError: the name is not ORG/NAME, or the hub refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder, "model"))
+            return publish(Path(folder, "model"), name, private)
+
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> Self:
         """The model in `folder`, checked against its hashes, ready to sample.
 
         Args:
-            folder: a model folder, or a run folder that holds one.
+            folder: a model folder, a run folder that holds one, or ORG/NAME on the Hugging Face hub.
             device: where to put it.
 
         Raises:

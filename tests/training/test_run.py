@@ -209,3 +209,12 @@ def test_a_torn_checkpoint_is_named(small, tmp_path):
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(InputError, match="step-00000006 cannot be read; remove it"):
         train(small, tmp_path, QUIET)
+
+
+def test_two_runs_on_one_folder(small, tmp_path):
+    with run_module._alone_in(tmp_path / "run"):
+        with pytest.raises(InputError, match="another process is training in"):
+            train(small, tmp_path / "run", QUIET)
+        assert (tmp_path / "run").is_dir()
+    assert not (tmp_path / "run").exists()
+    assert train(small, tmp_path / "run", QUIET).finished

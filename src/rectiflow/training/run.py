@@ -1,16 +1,20 @@
 """A run folder: begun, gone on with, or found finished; never overwritten by another run."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
 from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import recover_folder, write_text
+from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.data.images import ImageSet
 from rectiflow.data.sets import open_set
 from rectiflow.training.checkpoint import Checkpoints
@@ -21,6 +25,8 @@ from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Interrupt, Trainer
 
 CONFIG_NAME = "run.yaml"
+INDEX_NAME = "data"
+LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,15 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
         InputError: the folder holds another run or something else, or training cannot go on; one line.
     """
     former = _former(config, folder)
+    with _alone_in(folder):
+        return _train(config, former, folder, console)
+
+
+def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: Console) -> Outcome:
     if former is not None:
         config = config.model_copy(update={"precision": former.precision})
+    else:
+        shutil.rmtree(folder / INDEX_NAME, ignore_errors=True)  # of an attempt that was refused before it began
     recover_folder(folder / "model")
     saved = Checkpoints(folder / "checkpoints", config.keep).steps()
     if saved and saved[-1] == config.steps and (folder / "model" / "config.json").is_file():
@@ -86,7 +99,7 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
-    data = open_set(config.data, folder / "data")
+    data = open_set(config.data, folder / INDEX_NAME)
     _report(data, console)
     stage = FlowStage(config, data, device)
     precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage))
@@ -110,6 +123,32 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
     return Outcome(trainer.step, finished, trained=True)
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder while training; the operating system lets go of it however the process ends.
+
+    Raises:
+        InputError: another process trains there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process is training in {folder}; wait for it, or choose another --run.") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if not (folder / CONFIG_NAME).exists():  # refused before it began: leave nothing behind
+            shutil.rmtree(folder / INDEX_NAME, ignore_errors=True)
+            (folder / LOCK_NAME).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+
+
 def _report(data: ImageSet, console: Console) -> None:
     """A table of what was found in a folder, used, skipped and why."""
     if not data.report:
@@ -123,7 +162,7 @@ def _report(data: ImageSet, console: Console) -> None:
 def _former(config: RunConfig, folder: Path) -> RunConfig | None:
     """The run that `folder` already holds, if it is this one; None if it holds nothing."""
     if not (folder / CONFIG_NAME).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {INDEX_NAME, LOCK_NAME}):
             raise InputError(f"{folder} is not empty and not a run; choose another --run.")
         return None
     former = read_run(folder)

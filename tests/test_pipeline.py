@@ -47,7 +47,7 @@ def test_config_says_what_the_model_is(pipeline, tmp_path):
     pipeline.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["conventions"] == CONVENTIONS
-    assert config["flow"] == {"schedule": "trig", "prediction": "velocity", "shift": 1.5}
+    assert config["flow"] == FlowConfig(schedule="trig", shift=1.5).model_dump()
     assert config["weights"] == {"flow.safetensors": sha256(tmp_path / "flow.safetensors")}
     facts = describe(tmp_path)
     assert facts["parameters"] == sum(p.numel() for p in pipeline.flow.parameters())

@@ -17,7 +17,7 @@ from rectiflow.data.loader import batch_indices
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
-from rectiflow.flow.times import shift, stratified, time_density
+from rectiflow.flow.times import stratified, time_density
 from rectiflow.networks.dit import build
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.training.config import RunConfig
@@ -79,7 +79,7 @@ class FlowStage(Stage):
                 raise InputError(f"network.{name} is {asked}, but the data have {there}; set network.{name}={there}.")
         self.autoencoder = autoencoder or Identity()
         self.samples_per_step = config.batch
-        self.density = time_density(config.times)
+        self.density = time_density(config.times, config.flow.shift)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(config.network), config.flow).to(device)
         self.module = self.flow
@@ -90,7 +90,7 @@ class FlowStage(Stage):
         chosen = batch_indices(step, config.batch, len(self.data.train), config.seed)
         x = self._latents(self.data.train.pixels[chosen], self._key("dequantise", step), batch)
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
-        t = shift(stratified(self.density, self._key("time", step), batch, config.batch), config.flow.shift)
+        t = stratified(self.density, self._key("time", step), batch, config.batch)
         dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
         condition = self._condition(self.data.train.labels[chosen])
         condition = condition.drop(dropped.to(self.device)) if condition is not None else None
@@ -101,7 +101,7 @@ class FlowStage(Stage):
         assert isinstance(module, Flow)
         held_out, total = self.data.held_out, 0.0
         index = torch.arange(len(held_out))
-        times = shift(stratified(self.density, self._key("held-out time"), index, len(index)), self.config.flow.shift)
+        times = stratified(self.density, self._key("held-out time"), index, len(index))
         for part in torch.split(index, _CHUNK):
             x = self._latents(held_out.pixels[part], self._key("held-out dequantise"), part)
             z = module.source.sample(self._key("held-out noise"), part, x.shape[1:]).to(self.device)

@@ -56,12 +56,12 @@ def time_grid(
 
 
 def log_snr_grid(schedule: Schedule, steps: int, start: float, end: float, clip: float = 8.0) -> Tensor:
-    """Evenly spaced log-SNR λ from −`clip` to `clip`, or less if `start` and `end` are less apart.
+    """Evenly spaced log-SNR λ from end to end; the first and the last time are set to the ends themselves.
 
-    The first and the last time are then set to the ends themselves, where λ may be infinite.
+    An end at which |λ| is infinite, or more than twice `clip`, counts as |λ| = `clip`.
     """
-    ends = torch.tensor([start, end], dtype=torch.float64)
-    low, high = schedule.log_snr(ends).clamp(-clip, clip).tolist()
+    log_snr = schedule.log_snr(torch.tensor([start, end], dtype=torch.float64))
+    low, high = torch.where(log_snr.abs() > 2 * clip, log_snr.clamp(-clip, clip), log_snr).tolist()
     return _between(schedule.time_of(torch.linspace(low, high, steps + 1, dtype=torch.float64)), start, end)
 
 

@@ -11,6 +11,7 @@ from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, write_text
 from rectiflow.data.builtin import BUILTIN
+from rectiflow.flow.weight import weight_at_log_snrs
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import RunConfig
 from rectiflow.training.log import RunLog, last_metrics
@@ -58,6 +59,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "checkpoint_step": saved[-1] if saved else 0,
         "steps": config.steps,
         "precision": config.precision,
+        "log_snr_weight": weight_at_log_snrs(config.flow, config.times, config.weight),
         "last_metrics": last_metrics(folder / "metrics.jsonl"),
         "model": str(folder / "model") if (folder / "model" / "config.json").is_file() else None,
     }

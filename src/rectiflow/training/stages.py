@@ -18,6 +18,7 @@ from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
 from rectiflow.flow.times import stratified, time_density
+from rectiflow.flow.weight import LossWeight
 from rectiflow.networks.dit import build
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.training.config import RunConfig
@@ -82,6 +83,7 @@ class FlowStage(Stage):
         self.density = time_density(config.times, config.flow.shift)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(config.network), config.flow).to(device)
+        self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
         self.module = self.flow
 
     def loss(self, step: int) -> Tensor:
@@ -94,7 +96,7 @@ class FlowStage(Stage):
         dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
         condition = self._condition(self.data.train.labels[chosen])
         condition = condition.drop(dropped.to(self.device)) if condition is not None else None
-        return flow_matching_loss(self.flow, x, t, z, condition).mean()
+        return flow_matching_loss(self.flow, x, t, z, condition, self.weight).mean()
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
         """Mean loss of the held-out samples, each at its own fixed (t, z)."""
@@ -107,7 +109,7 @@ class FlowStage(Stage):
             z = module.source.sample(self._key("held-out noise"), part, x.shape[1:]).to(self.device)
             condition = self._condition(held_out.labels[part])
             with torch.no_grad():
-                total += float(flow_matching_loss(module, x, times[part], z, condition).sum())
+                total += float(flow_matching_loss(module, x, times[part], z, condition, self.weight).sum())
         return {"held_out_loss": total / len(held_out)}
 
     def preview(self, module: nn.Module) -> Image.Image:

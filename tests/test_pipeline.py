@@ -47,7 +47,7 @@ def test_config_says_what_the_model_is(pipeline, tmp_path):
     pipeline.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["conventions"] == CONVENTIONS
-    assert config["flow"] == {"schedule": "trig", "prediction": "velocity", "shift": 1.5}
+    assert config["flow"] == FlowConfig(schedule="trig", shift=1.5).model_dump()
     assert config["weights"] == {"flow.safetensors": sha256(tmp_path / "flow.safetensors")}
     facts = describe(tmp_path)
     assert facts["parameters"] == sum(p.numel() for p in pipeline.flow.parameters())
@@ -70,6 +70,31 @@ def test_a_picture_does_not_depend_on_what_else_is_asked_for(pipeline):
     assert not torch.allclose(other.pixels, few.pixels)
 
 
+def test_grid_and_interval_reach_the_sampler(pipeline):
+    even = pipeline.sample(Request(steps=4, guidance=1.0)).pixels
+    own = [state.t for state in pipeline.states(Request(grid="1,0.8,0.5,0"))]
+    assert own == pytest.approx([1, 0.8, 0.5, 0])
+    assert len(list(pipeline.states(Request(steps=6, grid="karras")))) == 7
+    assert not torch.equal(even, pipeline.sample(Request(steps=4, guidance=1.0, grid="log-snr")).pixels)
+    assert torch.equal(even, pipeline.sample(Request(steps=4, guidance=1.0, interval=(0.0, 1.0))).pixels)
+    never = pipeline.sample(Request(steps=4, guidance=1.0, interval=(0.01, 0.02))).pixels
+    assert torch.allclose(never, pipeline.sample(Request(steps=4)).pixels, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["polynomial", "vp-linear", "ve"])
+def test_every_schedule_is_saved_and_sampled(pipeline, name, tmp_path):
+    config = FlowConfig(schedule=name, exponent=1.5, sigma_max=20.0, sigma_data=0.4)
+    pipeline.flow, pipeline.flow_config = Flow.build(pipeline.flow.network, config), config
+    pipeline.save(tmp_path)
+    loaded = Pipeline.load(tmp_path)
+    states = list(loaded.states(Request(steps=5, solver="ab2-pec")))
+    path = loaded.flow.schedule
+    assert [states[0].t, states[-1].t] == [path.t_max, path.t_min]
+    assert float(states[0].x_t.std()) == pytest.approx(path.prior_std, rel=0.2)
+    assert loaded.flow.sigma_data == 0.4
+    assert torch.equal(states[-1].x_t, list(pipeline.states(Request(steps=5, solver="ab2-pec")))[-1].x_t)
+
+
 def test_another_size(pipeline):
     assert pipeline.sample(Request(["dog"], steps=1, size=(6, 8))).pixels.shape == (1, 1, 6, 8)
     with pytest.raises(InputError, match="does not divide 5×8"):
@@ -84,6 +109,9 @@ def test_another_size(pipeline):
         (Request(count=0), "count must be at least 1"),
         (Request(steps=0), "steps must be at least 1"),
         (Request(guidance=-1.0), "≥ 0"),
+        (Request(grid="karas"), "Did you mean 'karras'"),
+        (Request(grid=(1.0, 0.5)), "begin at 1 and end at 0"),
+        (Request(interval=(0.8, 0.2)), "0 ≤ low ≤ high ≤ 1"),
         (Request(size=(0, 4)), "nearest size is 2×4"),
     ],
 )

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from rectiflow.flow.flow import Estimate as Estimate
     from rectiflow.flow.flow import Flow as Flow
     from rectiflow.flow.loss import flow_matching_loss as flow_matching_loss
+    from rectiflow.flow.schedule import VE as VE
+    from rectiflow.flow.schedule import Polynomial as Polynomial
     from rectiflow.flow.schedule import Rectified as Rectified
     from rectiflow.flow.schedule import Trig as Trig
+    from rectiflow.flow.schedule import VPLinear as VPLinear
     from rectiflow.flow.source import Gaussian as Gaussian
+    from rectiflow.flow.weight import LossWeight as LossWeight
     from rectiflow.pipeline import Pipeline as Pipeline
     from rectiflow.pipeline import Request as Request
+    from rectiflow.sampling.grids import time_grid as time_grid
     from rectiflow.sampling.guidance import ClassifierFree as ClassifierFree
     from rectiflow.sampling.sample import sample as sample
     from rectiflow.sampling.sample import trajectory as trajectory
@@ -34,11 +39,16 @@ _HOMES = {
     "Estimate": "flow.flow",
     "Flow": "flow.flow",
     "flow_matching_loss": "flow.loss",
+    "Polynomial": "flow.schedule",
     "Rectified": "flow.schedule",
     "Trig": "flow.schedule",
+    "VE": "flow.schedule",
+    "VPLinear": "flow.schedule",
     "Gaussian": "flow.source",
+    "LossWeight": "flow.weight",
     "Pipeline": "pipeline",
     "Request": "pipeline",
+    "time_grid": "sampling.grids",
     "ClassifierFree": "sampling.guidance",
     "sample": "sampling.sample",
     "trajectory": "sampling.sample",

@@ -31,8 +31,9 @@ from rectiflow.model_folder import (
 from rectiflow.networks.config import DiTConfig
 from rectiflow.networks.dit import build
 from rectiflow.sampling.cores import over_cores
+from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidance import ClassifierFree
-from rectiflow.sampling.sample import State, time_grid, trajectory
+from rectiflow.sampling.sample import State, trajectory
 from rectiflow.sampling.solvers import solver as solver_named
 
 _CHUNK = 125
@@ -46,8 +47,11 @@ class Request:
         classes: names of classes; empty for every class of the model.
         count: pictures of each class, ≥ 1.
         steps: N intervals from t = 1 to t = 0.
-        solver: "euler", "heun" or "ab2".
+        solver: "euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec" or "dpm++2m".
+        grid: "uniform" (with the model's shift), "karras" or "log-snr", or the times themselves, falling from 1 to 0,
+            as numbers or as in "1,0.8,0.5,0"; `steps` then says nothing.
         guidance: w ≥ 0; 0 is none.
+        interval: times (low, high) within which guidance acts; (0, 1) is all.
         seed: any integer.
         size: H, W in pixels; None is the size trained on.
     """
@@ -56,7 +60,9 @@ class Request:
     count: int = 1
     steps: int = 50
     solver: str = "euler"
+    grid: str | Sequence[float] = "uniform"
     guidance: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     size: tuple[int, int] | None = None
 
@@ -122,9 +128,10 @@ class Pipeline:
         shape = self.autoencoder.latent_shape((self.shape[0], *(request.size or self.shape[1:])))
         z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
-        grid = time_grid(request.steps, shift_by=self.flow.shift)
-        noise = self.flow.schedule.prior_std * z
-        guidance = ClassifierFree(request.guidance)
+        path = self.flow.schedule
+        grid = time_grid(request.steps, shift_by=self.flow.shift, kind=request.grid, schedule=path)
+        noise = path.prior_std * z
+        guidance = ClassifierFree(request.guidance, request.interval)
         states = trajectory(self.flow, noise, grid, solver_named(request.solver), condition, guidance)
         while True:
             # Only the network runs without gradients: a generator must not switch them off for its caller.

@@ -51,6 +51,16 @@ def test_grid_carries_its_facts(run, tmp_path):
     assert json.loads(image.text["classes"]) == list("0123456789")
 
 
+def test_grid_and_interval_are_told(run, tmp_path):
+    out = tmp_path / "x.png"
+    options = ["--grid", "1,0.8,0.5,0", "--interval", "0.1", "0.7", "--guidance", "1", "--solver", "dpm++2m"]
+    assert main(["sample", str(run), "--out", str(out), *options]) == 0
+    text = Image.open(out).text
+    assert (text["grid"], text["steps"], text["interval"], text["solver"]) == (
+        "1,0.8,0.5,0", "3", "[0.1, 0.7]", "dpm++2m"
+    )  # fmt: skip
+
+
 def test_folder(run, tmp_path):
     out = tmp_path / "out"
     assert main(["sample", str(run), "--out", str(out), "--classes", "9", "1", "--steps", "2"]) == 0
@@ -72,6 +82,7 @@ def test_info(run, capsys):
     assert set(facts["last_metrics"]) >= {"loss", "held_out_loss", "step"}
     assert facts["conventions"]["guidance"].startswith("v = (1+w)")
     assert facts["network"]["patch"] == 4
+    assert facts["log_snr_weight"]["6"] == pytest.approx(0.049787, abs=1e-6)  # e^(−λ/2) of the textbook's loss
     assert main(["info", str(run / "model")]) == 0
     shown = capsys.readouterr().out
     assert "digits" in shown
@@ -101,6 +112,11 @@ def test_train_again_and_resume(run, capsys):
         (["sample", "RUN", "--count", "two"], ["--count", "'two'"]),
         (["sample", "RUN", "--solvr", "heun"], ["unknown option '--solvr'", "Did you mean '--solver'"]),
         (["sample", "RUN", "--solver", "huen"], ["Did you mean 'heun'"]),
+        (["sample", "RUN", "--grid", "logsnr"], ["unknown grid 'logsnr'", "Did you mean 'log-snr'"]),
+        (["sample", "RUN", "--grid", "1,0.5,0.6,0"], ["must fall"]),
+        (["sample", "RUN", "--interval", "0.9", "0.1"], ["0 ≤ low ≤ high ≤ 1", "(0.9, 0.1)"]),
+        (["train", "digits", "--set", "weight.kind=sigmod"], ["weight.kind", "Did you mean 'sigmoid'"]),
+        (["train", "digits", "--set", "flow.schedule=vp-liner"], ["flow.schedule", "Did you mean 'vp-linear'"]),
         (["sample", "RUN", "--classes", "ten"], ["unknown class 'ten'", "0, 1, 2"]),
         (["sample", "RUN", "--guidance", "-1"], ["must be finite and ≥ 0", "received -1.0"]),
         (["sample", "RUN", "--size", "9", "8"], ["patch of 4 does not divide 9×8", "nearest size is 8×8"]),

@@ -5,7 +5,16 @@ import math
 import torch
 
 from rectiflow.flow.exact import GaussianMixtureFlow
-from rectiflow.flow.schedule import Schedule
+from rectiflow.flow.schedule import VE, Polynomial, Rectified, Schedule, Trig, VPLinear
+
+PATHS: dict[str, Schedule] = {
+    "rectified": Rectified(),
+    "trig": Trig(),
+    "quadratic": Polynomial(2.0),
+    "root": Polynomial(0.5),
+    "vp-linear": VPLinear(),
+    "ve": VE(),
+}
 
 
 def ring(schedule: Schedule | None = None) -> GaussianMixtureFlow:

@@ -4,20 +4,20 @@ import torch
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.flow.exact import GaussianFlow, GaussianMixtureFlow
-from rectiflow.flow.schedule import SCHEDULES, Rectified, schedule
-from tests.flow.oracles import noise, ring
+from rectiflow.flow.schedule import Rectified
+from tests.flow.oracles import PATHS, noise, ring
 
 MEAN = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 
 
-@pytest.fixture(params=sorted(SCHEDULES))
+@pytest.fixture(params=sorted(PATHS))
 def path(request):
-    return schedule(request.param)
+    return PATHS[request.param]
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_one_component_is_the_gaussian(path, t):
-    x, t = noise(7, 3), torch.tensor(t, dtype=torch.float64)
+    x, t = noise(7, 3), torch.tensor(t, dtype=torch.float64).clamp(path.t_min, path.t_max)
     gaussian = GaussianFlow(MEAN, 0.4, path).estimate(x, t)
     mixture = GaussianMixtureFlow(MEAN[None], 0.4, schedule=path).estimate(x, t)
     assert torch.allclose(gaussian.velocity, mixture.velocity, atol=1e-12)
@@ -69,10 +69,14 @@ def test_average_velocity_identity():
 
 def test_one_step_of_the_average_velocity_is_exact(path):
     flow, z = GaussianFlow(MEAN, 0.4, path), noise(5, 3)
-    one, zero = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
-    x = z - flow.estimate(z, one, s=0.0).velocity
-    assert torch.allclose(x, MEAN + 0.4 * z, atol=1e-12)
-    assert torch.allclose(flow.flow_map(z, one, zero), x, atol=1e-12)
+    start, end = torch.tensor([path.t_max, path.t_min], dtype=torch.float64)
+    alpha = path.at(start).alpha
+    x_1 = alpha * MEAN + (0.4**2 * alpha**2 + path.prior_std**2).sqrt() * z  # as p_1 is, pure noise or not
+    x = x_1 - (start - end) * flow.estimate(x_1, start, s=float(end)).velocity
+    assert torch.allclose(x, MEAN + 0.4 * z, atol=0.01)
+    if path.log_snr_range == (-torch.inf, torch.inf):
+        assert torch.allclose(x, MEAN + 0.4 * z, atol=1e-12)
+    assert torch.allclose(flow.flow_map(x_1, start, end), x, atol=1e-12)
 
 
 def test_an_average_velocity_gives_nothing_else():

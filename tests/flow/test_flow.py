@@ -8,9 +8,9 @@ from rectiflow.base.randomness import Key
 from rectiflow.flow.exact import GaussianFlow
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.prediction import Prediction
-from rectiflow.flow.schedule import SCHEDULES, Trig, schedule
+from rectiflow.flow.schedule import VE, Trig, VPLinear
 from rectiflow.flow.source import Source
-from tests.flow.oracles import noise
+from tests.flow.oracles import PATHS, noise
 
 
 class Exact(nn.Module):
@@ -25,15 +25,46 @@ class Exact(nn.Module):
         return self.oracle.estimate(x_t, t.double()).get(self.prediction)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("name", sorted(set(PATHS) - {"ve", "vp-linear"}))
 @pytest.mark.parametrize("prediction", list(Prediction))
 def test_every_prediction_gives_the_same_estimate(name, prediction):
-    path = schedule(name)
+    path = PATHS[name]
     x, t = noise(6, 3), torch.linspace(0.1, 0.9, 6, dtype=torch.float32).double()
     estimate = Flow(Exact(prediction, path), path, prediction)(x, t)
     expected = GaussianFlow(torch.ones(3), 0.5, path).estimate(x, t)
     for want in Prediction:
         assert torch.allclose(estimate.get(want), expected.get(want), atol=1e-6)
+
+
+@pytest.mark.parametrize("path", [VE(), VPLinear()])
+@pytest.mark.parametrize("prediction", list(Prediction))
+def test_network_of_a_scaled_path_works_at_unit_size(path, prediction):
+    """For data of deviation σ_d, what it is given and what it should give both have root mean square 1."""
+    count, sigma_data = 200_000, 0.4
+    t = torch.linspace(*prediction.t_range(path), 5, dtype=torch.float64)
+    for time in t:
+        at, seen = path.at(time), []
+        x, z = sigma_data * noise(count, 1), noise(count, 1, seed=1)
+        a, b = prediction.row(at)
+        network = nn.Identity()
+        network.forward = lambda x_t, t, condition, seen=seen: seen.append(x_t) or torch.ones_like(x_t)
+        flow = Flow(network, path, prediction, sigma_data=sigma_data)
+        value = flow(at.alpha * x + at.beta * z, time).value
+        assert float(seen[0].square().mean().sqrt()) == pytest.approx(1, rel=0.01)
+        assert float(((a * x + b * z) / value).square().mean().sqrt()) == pytest.approx(1, rel=0.01)
+
+
+def test_scaled_path_with_an_exact_network():
+    """The scale is taken off again: an exact network in scaled units gives the exact estimate."""
+    path, sigma_data, x = VE(), 0.4, noise(6, 3)
+    t = torch.linspace(0.1, 0.9, 6, dtype=torch.float32).double()
+    oracle, at = GaussianFlow(torch.ones(3), 0.5, path), path.at(t)
+    scale_in = (at.alpha**2 * sigma_data**2 + at.beta**2).sqrt()[:, None]
+    scale_out = (at.alpha_dot**2 * sigma_data**2 + at.beta_dot**2).sqrt()[:, None]
+    network = nn.Identity()
+    network.forward = lambda x_t, _, condition: oracle.estimate(x_t * scale_in, t).velocity / scale_out
+    estimate = Flow(network, path, sigma_data=sigma_data)(x, t)
+    assert torch.allclose(estimate.velocity, oracle.estimate(x, t).velocity, rtol=1e-9)
 
 
 def test_predicted_value_is_untouched():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rectiflow.flow.prediction import Prediction, conversion
-from rectiflow.flow.schedule import SCHEDULES, Rectified, schedule
+from rectiflow.flow.schedule import VE, Polynomial, Rectified, VPLinear
+from tests.flow.oracles import PATHS
 
 T = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
 X, Z = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -20,17 +21,18 @@ def quantity(prediction, at):
     }[prediction]
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("name", sorted(PATHS))
 @pytest.mark.parametrize(("have", "want"), list(permutations(Prediction, 2)))
 def test_conversions(name, have, want):
-    at = schedule(name).at(T)
+    at = PATHS[name].at(T)
     x_t = at.alpha * X + at.beta * Z
     there = conversion(have, want, at)
     converted = there.from_x_t * x_t + there.from_value * quantity(have, at)
-    assert torch.allclose(converted, quantity(want, at), rtol=0, atol=1e-10)
+    size = 1e-10 * max(1.0, float(quantity(want, at).abs().max()), float(quantity(have, at).abs().max()))
+    assert torch.allclose(converted, quantity(want, at), rtol=0, atol=size)
     back = conversion(want, have, at)
     again = back.from_x_t * x_t + back.from_value * converted
-    assert (again - quantity(have, at)).abs().max() <= 1e-10
+    assert (again - quantity(have, at)).abs().max() <= size
 
 
 def test_rectified_formulas():
@@ -42,9 +44,9 @@ def test_rectified_formulas():
     assert torch.allclose(to_score.from_x_t * x_t + to_score.from_value * v, -(x_t + (1 - T) * v) / T)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("name", sorted(PATHS))
 def test_a_velocity_is_finite_at_both_ends(name):
-    ends = schedule(name).at(torch.tensor([0.0, 1.0]))
+    ends = PATHS[name].at(torch.tensor([PATHS[name].t_min, PATHS[name].t_max]))
     for want in (Prediction.NOISE, Prediction.DATA):
         there = conversion(Prediction.VELOCITY, want, ends)
         assert torch.isfinite(torch.stack(there)).all()
@@ -57,3 +59,12 @@ def test_time_ranges_keep_away_from_the_end_that_determines_nothing():
     assert ranges[Prediction.DATA] == (0.001, 1)
     assert ranges[Prediction.SCORE] == (0.001, 0.999)
     assert Prediction.DATA.loss_t_range(Rectified()) == (0.05, 1)
+
+
+def test_time_ranges_of_other_paths():
+    """A path that never is pure noise or pure data needs no margin there; on others it is one of β, not of t."""
+    assert [Prediction.SCORE.t_range(VE()), Prediction.DATA.loss_t_range(VE())] == [(0, 1), (0, 1)]
+    assert Prediction.SCORE.t_range(Polynomial(2)) == pytest.approx((0.001**0.5, 0.999**0.5))
+    low, high = Prediction.SCORE.t_range(VPLinear())
+    assert float(VPLinear().at(torch.tensor(low)).beta) == pytest.approx(1e-3, rel=2e-3)
+    assert high == 1

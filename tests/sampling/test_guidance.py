@@ -75,3 +75,30 @@ def test_guidance_moves_away_from_the_exact_conditional(name):
 def test_impossible_weight(weight):
     with pytest.raises(InputError, match="w must be finite and ≥ 0"):
         ClassifierFree(weight)
+
+
+def test_interval_of_all_times_is_none_at_all():
+    condition, z = Condition(torch.zeros(20, dtype=torch.int64)), noise(20, 2)
+    plain, all_times = (
+        sample(ring(), z, solver("heun"), 6, condition, guidance)
+        for guidance in (ClassifierFree(1.5), ClassifierFree(1.5, (0.0, 1.0)))
+    )
+    assert torch.equal(plain, all_times)
+
+
+def test_outside_the_interval_nothing_is_guided():
+    condition, z = Condition(torch.zeros(20, dtype=torch.int64)), noise(20, 2)
+    outside = sample(ring(), z, solver("euler"), 10, condition, ClassifierFree(1.5, (0.42, 0.48)))
+    assert torch.equal(outside, sample(ring(), z, solver("euler"), 10, condition))
+
+
+def test_null_is_evaluated_within_the_interval_only():
+    flow = Recorder()
+    sample(flow, noise(6, 2), solver("euler"), 10, LABELS, ClassifierFree(1.0, (0.25, 0.75)))
+    assert [len(call) for call in flow.calls] == [6, 6, 6, 12, 12, 12, 12, 12, 6, 6]  # t = 1, 0.9, …, 0.1
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.5), (float("nan"), 1.0)])
+def test_impossible_interval(interval):
+    with pytest.raises(InputError, match="0 ≤ low ≤ high ≤ 1"):
+        ClassifierFree(1.0, interval)

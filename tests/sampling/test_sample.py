@@ -3,36 +3,14 @@ import itertools
 import pytest
 import torch
 
-from rectiflow.base.errors import InputError
 from rectiflow.flow.exact import GaussianFlow
-from rectiflow.flow.times import shift
+from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidance import ClassifierFree
-from rectiflow.sampling.sample import sample, time_grid, trajectory
+from rectiflow.sampling.sample import sample, trajectory
 from rectiflow.sampling.solvers import solver
 from tests.flow.oracles import noise, ring
 
 FLOW = GaussianFlow(torch.zeros(2), 0.5)
-
-
-def test_n_steps_are_n_intervals():
-    grid = time_grid(50)
-    assert len(grid) == 51
-    assert (float(grid[0]), float(grid[-1])) == (1.0, 0.0)
-    assert torch.allclose(grid.diff(), torch.full((50,), -0.02, dtype=torch.float64))
-
-
-def test_shifted_grid():
-    assert torch.allclose(time_grid(10, shift_by=3.0), shift(time_grid(10), 3.0))
-    inner = time_grid(10, start=0.6, end=0.1, shift_by=3.0)
-    assert (float(inner[0]), float(inner[-1])) == (0.6, 0.1)
-    unshifted = shift(inner, 1 / 3.0)
-    assert torch.allclose(unshifted.diff(), unshifted.diff()[:1].expand(10))
-
-
-@pytest.mark.parametrize(("steps", "start", "end"), [(0, 1.0, 0.0), (5, 0.2, 0.4), (5, 1.5, 0.0)])
-def test_impossible_grid(steps, start, end):
-    with pytest.raises(InputError):
-        time_grid(steps, start, end)
 
 
 def test_states_as_they_come():

@@ -8,12 +8,14 @@ from torch import nn
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
 from rectiflow.pipeline import Pipeline, Request
+from rectiflow.recipes.registry import resolve
 from rectiflow.training.config import OptimiserConfig
 from rectiflow.training.ema import Ema
 from rectiflow.training.log import RunLog, last_metrics
 from rectiflow.training.optimiser import adamw, learning_rate
 from rectiflow.training.precision import resolve_device, resolve_precision
 from rectiflow.training.stages import FlowStage
+from tests.conftest import SMALL
 
 CPU = torch.device("cpu")
 
@@ -91,6 +93,29 @@ def test_the_loss_of_a_step_is_a_function_of_the_step(small):
     assert torch.equal(stage.loss(3), first)
     assert not torch.equal(stage.loss(4), first)
     assert stage.held_out(stage.module) == stage.held_out(stage.module)
+
+
+def test_the_weight_and_the_schedule_of_the_settings_are_used(small):
+    """c(t) of the noise loss on the rectified path is (1−t)²: each sample's loss is weighed by it, held out too."""
+    stages = {
+        kind: FlowStage(resolve("digits", settings=(*SMALL, f"weight.kind={kind}", "batch=1")), digits(), CPU)
+        for kind in ("velocity", "noise")
+    }
+    seen = []
+    stages["velocity"].flow.network.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    plain, weighted = (stages[kind].loss(0) for kind in ("velocity", "noise"))
+    assert float(weighted) == pytest.approx(float(plain) * (1 - float(seen[0])) ** 2, rel=1e-5)
+    assert stages["noise"].held_out(stages["noise"].module) != stages["velocity"].held_out(stages["velocity"].module)
+
+
+@pytest.mark.parametrize("name", ["ve", "vp-linear", "polynomial"])
+def test_scaled_schedules_train(small, name):
+    """A network that outputs 0 on data of unit size has a data loss of about σ²: scaled, not 80 times as much."""
+    stage = FlowStage(resolve("digits", settings=(*SMALL, f"flow.schedule={name}", "weight.kind=edm")), digits(), CPU)
+    loss = stage.loss(0)
+    loss.backward()
+    assert 0.01 < float(loss) < 50
+    assert all(torch.isfinite(p.grad).all() for p in stage.flow.parameters() if p.grad is not None)
 
 
 def test_condition_dropout_share(small):

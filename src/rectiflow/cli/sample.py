@@ -26,8 +26,10 @@ class Sample:
         classes: Names of classes; all of them if left out.
         count: Pictures of each class, class by class.
         steps: Intervals from noise (t=1) to picture (t=0).
-        solver: euler, heun or ab2.
+        solver: euler, heun, midpoint, rk4, ab2, ab2-pec or dpm++2m.
+        grid: uniform, karras, log-snr, or times that fall from 1 to 0, such as 1,0.8,0.5,0; these set the steps.
         guidance: w ≥ 0 of v = (1+w)·v_class − w·v_null; 0 is none. Others' guidance scale is 1+w.
+        interval: Times between which guidance acts, LOW HIGH; 0 1 is all.
         seed: Picture i of a request has the same noise under the same seed, however many are asked for.
         size: Height and width in pixels; the size trained on if left out.
         filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
@@ -40,7 +42,9 @@ class Sample:
     count: int = 1
     steps: int = 50
     solver: str = "euler"
+    grid: str = "uniform"
     guidance: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     size: tuple[int, int] | None = None
     filmstrip: int = 0
@@ -65,7 +69,9 @@ class Sample:
             count=self.count,
             steps=self.steps,
             solver=self.solver,
+            grid=self.grid,
             guidance=self.guidance,
+            interval=self.interval,
             seed=self.seed,
             size=self.size,
         )
@@ -103,7 +109,10 @@ class Sample:
 
     def _about(self, pipeline: "Pipeline") -> dict[str, Any]:
         classes = self.classes or pipeline.class_names
-        about = {k: v for k, v in asdict(self).items() if k in ("count", "steps", "solver", "guidance", "seed")}
+        names = ("count", "steps", "solver", "grid", "guidance", "interval", "seed")
+        about = {k: v for k, v in asdict(self).items() if k in names}
+        if "," in self.grid:
+            about["steps"] = self.grid.count(",")
         return {"model": str(self.run), **pipeline.training, "classes": list(classes), **about}
 
     def _about_each(self, pipeline: "Pipeline", labels: "Tensor") -> Iterator[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Settings of a flow. Never imports torch."""
 
-from typing import Literal
+import math
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 
-ScheduleName = Literal["rectified", "trig"]
+ScheduleName = Literal["rectified", "trig", "polynomial", "vp-linear", "ve"]
 PredictionName = Literal["velocity", "noise", "data", "score"]
 
 
@@ -17,22 +18,61 @@ class FlowConfig(Config):
         schedule: the path x_t = α(t)x + β(t)z.
         prediction: what the network's output means.
         shift: s > 0 of t' = s·t/(1+(s−1)t), for training and sampling alike; 1 is none.
+        exponent: n > 0 of β = tⁿ (polynomial only); 1 is rectified.
+        sigma_min: least noise σ_min > 0 (ve only).
+        sigma_max: greatest noise σ_max > σ_min (ve only).
+        sigma_data: assumed standard deviation σ_d > 0 of the data; scales the network's input and output (ve and
+            vp-linear) and enters the edm weight.
     """
 
     schedule: ScheduleName = "rectified"
     prediction: PredictionName = "velocity"
     shift: float = Field(1.0, gt=0)
+    exponent: float = Field(1.0, gt=0)
+    sigma_min: float = Field(0.002, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    sigma_data: float = Field(0.5, gt=0)
+
+    @model_validator(mode="after")
+    def _noise_grows(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(
+                f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}; EDM's are 0.002 and 80"
+            )
+        return self
 
 
 class TimesConfig(Config):
     """From which density training draws t.
 
     Args:
-        density: uniform on [0, 1], or logit-normal: logit(t) ~ N(mean, std²).
+        density: uniform on [0, 1]; logit-normal: logit(t) ~ N(mean, std²); or mode: t = u − scale·(sin²(πu/2) − u).
         mean: mean of logit(t); 0 is symmetric (logit-normal only).
         std: standard deviation of logit(t), > 0 (logit-normal only).
+        scale: in [−1, 2/(π−2)]: above 0 favours the middle, below 0 the ends, 0 is uniform (mode only).
     """
 
-    density: Literal["uniform", "logit-normal"] = "uniform"
+    density: Literal["uniform", "logit-normal", "mode"] = "uniform"
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
+    scale: float = Field(1.29, ge=-1, le=2 / (math.pi - 2))
+
+
+class WeightConfig(Config):
+    """How the loss weighs a time: c(t)·‖v − v̂‖², given directly or by a weight w(λ) of the log-SNR.
+
+    Args:
+        kind: velocity (c = 1, the textbook's), noise (the loss is ‖z − ẑ‖²) or data (‖x − x̂‖²); or, whatever the
+            density of times, elbo (w = 1), sigmoid (w = σ(bias − λ)), min-snr (w = sech(λ/2)·min(1, gamma·e^(−λ))) or
+            edm (w = N(λ; −2·mean, (2·std)²)·(e^(−λ) + σ_d²)).
+        bias: (sigmoid only) greater weighs low noise more.
+        gamma: > 0 (min-snr only).
+        mean: of log σ (edm only).
+        std: of log σ, > 0 (edm only).
+    """
+
+    kind: Literal["velocity", "noise", "data", "elbo", "sigmoid", "min-snr", "edm"] = "velocity"
+    bias: float = 0.0
+    gamma: float = Field(5.0, gt=0)
+    mean: float = -1.2
+    std: float = Field(1.2, gt=0)

@@ -125,6 +125,9 @@ class Flow(nn.Module, AbstractFlow):
         prediction: what the network's output means.
         source: what z is drawn from; N(0, I) if left out.
         shift: s > 0 of the time shift shared by training and sampling; 1 is none.
+        sigma_data: σ_d, assumed deviation of the data. Where the schedule is `scaled`, the network is given
+            x_t/√(α²σ_d²+β²), and its output is multiplied by √(a²σ_d²+b²), the root mean square of a prediction whose
+            row over (x, z) is (a, b).
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class Flow(nn.Module, AbstractFlow):
         prediction: Prediction | str = Prediction.VELOCITY,
         source: Source | None = None,
         shift: float = 1.0,
+        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         self.network = network
@@ -141,21 +145,33 @@ class Flow(nn.Module, AbstractFlow):
         self.prediction = Prediction(prediction)
         self.source = source or Gaussian()
         self.shift = shift
+        self.sigma_data = sigma_data
 
     @classmethod
     def build(cls, network: nn.Module, config: FlowConfig) -> Self:
         """The flow of a network under saved conventions."""
-        return cls(network, schedule(config.schedule), config.prediction, shift=config.shift)
+        return cls(network, schedule(config), config.prediction, shift=config.shift, sigma_data=config.sigma_data)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
         """Estimate at x_t (B×…) and t (B or scalar); see `AbstractFlow.estimate`."""
         if s is not None:
             raise InputError("this network knows one time only and gives no average velocity; leave out s.")
         t = torch.as_tensor(t, dtype=torch.float64).cpu().clamp(*self.prediction.t_range(self.schedule))
-        value = self.network(x_t, t.float().to(x_t.device).expand(len(x_t)), condition)
+        times = t.float().to(x_t.device).expand(len(x_t))
+        if self.schedule.scaled:
+            at = self.schedule.at(t)
+            row = self.prediction.row(at)
+            value = self.network(x_t / expand(self._size(at.alpha, at.beta), x_t), times, condition)
+            value = value.to(x_t.dtype) * expand(self._size(*row), x_t)
+        else:
+            value = self.network(x_t, times, condition)
         no_score = "" if self.source.is_gaussian else "the source is not an independent Gaussian"
         return Estimate(x_t, t, value.to(x_t.dtype), self.prediction, self.schedule, no_score)
 
     def estimate(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
         """As `forward`, through the module's hooks."""
         return self(x_t, t, condition, s)
+
+    def _size(self, a: Tensor, b: Tensor) -> Tensor:
+        """Root mean square of a·x + b·z."""
+        return (a**2 * self.sigma_data**2 + b**2).sqrt()

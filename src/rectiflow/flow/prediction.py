@@ -43,12 +43,11 @@ class Prediction(StrEnum):
         At t = 1 of a path that ends in pure noise, noise says nothing about the data; at t = 0, data says nothing about
         the noise. A velocity always does both.
         """
-        low, high = schedule.t_min, schedule.t_max
-        if self in (Prediction.DATA, Prediction.SCORE):
-            low = max(low, margin)
-        if self in (Prediction.NOISE, Prediction.SCORE):
-            high = min(high, 1 - margin)
-        return low, high
+        low, high = schedule.inside(margin)
+        return (
+            low if self in (Prediction.DATA, Prediction.SCORE) else schedule.t_min,
+            high if self in (Prediction.NOISE, Prediction.SCORE) else schedule.t_max,
+        )
 
     def loss_t_range(self, schedule: Schedule) -> tuple[float, float]:
         """Times to which the conversion to a velocity is bounded in a loss (0.05 from an end where it diverges)."""

@@ -5,12 +5,14 @@ Times are float64 tensors (on the CPU, so that coefficients cost a device nothin
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from rectiflow.base.errors import unknown
+from rectiflow.base.errors import InputError
+from rectiflow.flow.config import FlowConfig
 
 
 class Coefficients(NamedTuple):
@@ -33,10 +35,12 @@ class Schedule(ABC):
     Attributes:
         t_min: least t that the path is used at.
         t_max: greatest t that the path is used at.
+        scaled: whether x_t or the predicted quantities are far from unit size, so that a network needs both scaled.
     """
 
     t_min: float = 0.0
     t_max: float = 1.0
+    scaled: bool = False
 
     @abstractmethod
     def at(self, t: Tensor) -> Coefficients:
@@ -58,6 +62,16 @@ class Schedule(ABC):
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The t at which the log-SNR is λ; a λ outside the schedule's range gives the nearer end."""
         return self._time_of(log_snr.double()).clamp(self.t_min, self.t_max)
+
+    def inside(self, margin: float) -> tuple[float, float]:
+        """Times away from the ends where x_t is pure data or pure noise; `margin` in (0, ½) is a distance in t."""
+        return max(self.t_min, margin), min(self.t_max, 1 - margin)
+
+    def _inside_by_noise(self, margin: float) -> tuple[float, float]:
+        """Times at which β/(α+β) is in [margin, 1 − margin], as it is for the rectified path at a distance in t."""
+        bound = 2 * math.log((1 - margin) / margin)
+        low, high = self.time_of(torch.tensor([bound, -bound], dtype=torch.float64)).tolist()
+        return low, high
 
     @property
     def log_snr_range(self) -> tuple[float, float]:
@@ -99,15 +113,107 @@ class Trig(Schedule):
         return 2 / math.pi * torch.atan(torch.exp(-log_snr / 2))
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"rectified": Rectified, "trig": Trig}
+@final
+class Polynomial(Schedule):
+    """α = 1−tⁿ, β = tⁿ: the rectified path at another pace (Lipman et al. 2024, "convex"). W = n·tⁿ⁻¹.
 
+    W vanishes (n > 1) or diverges (n < 1) at t = 0, so there t ≥ 1e-5, or t ≥ 0.001^(1/n), where β = 0.001. For n < 1
+    the velocity grows without bound towards t = 0: sample on a "log-snr" grid.
 
-def schedule(name: str) -> Schedule:
-    """The schedule of that name.
-
-    Raises:
-        InputError: there is none.
+    Args:
+        exponent: n > 0; 1 is the rectified path.
     """
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
-    return SCHEDULES[name]()
+
+    def __init__(self, exponent: float = 1.0) -> None:
+        if not 0 < exponent < math.inf:
+            raise InputError(
+                f"the exponent of a polynomial path must be above 0 (1 is rectified), received {exponent}."
+            )
+        self.exponent = exponent
+        if exponent != 1:
+            self.t_min = 1e-5 if exponent > 1 else 1e-3 ** (1 / exponent)
+
+    def at(self, t: Tensor) -> Coefficients:
+        """α, β, α′, β′ at t."""
+        beta, slope = t.double() ** self.exponent, self.exponent * t.double() ** (self.exponent - 1)
+        return Coefficients(1 - beta, beta, -slope, slope)
+
+    def inside(self, margin: float) -> tuple[float, float]:
+        """Times at which β is in [margin, 1 − margin]."""
+        return self._inside_by_noise(margin) if self.exponent != 1 else (margin, 1 - margin)
+
+    def _time_of(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr / 2) ** (1 / self.exponent)
+
+
+@final
+class VPLinear(Schedule):
+    """α² = e^(−T), β² = 1 − α², T = bt + (B−b)t²/2, b = 0.1, B = 20: DDPM in continuous time (Song et al. 2021).
+
+    α(1) = 0.0066: not quite pure noise. Near t = 0 the velocity grows as 1/√t, so t ≥ 1e-5, where β = 0.001.
+    """
+
+    t_min = 1e-5
+    scaled = True
+    _LOW, _HIGH = 0.1, 20.0
+
+    def at(self, t: Tensor) -> Coefficients:
+        """α, β, α′, β′ at t."""
+        t, span = t.double(), self._HIGH - self._LOW
+        total, rate = self._LOW * t + span / 2 * t**2, self._LOW + span * t
+        alpha, beta = torch.exp(-total / 2), torch.sqrt(-torch.expm1(-total))
+        return Coefficients(alpha, beta, -rate / 2 * alpha, rate / 2 * alpha**2 / beta)
+
+    def inside(self, margin: float) -> tuple[float, float]:
+        """Times at which β/(α+β) is at least `margin`; x_t is never pure noise."""
+        return self._inside_by_noise(margin)[0], self.t_max
+
+    def _time_of(self, log_snr: Tensor) -> Tensor:
+        total = torch.nn.functional.softplus(-log_snr.clamp(min=-1e3), threshold=700)
+        # The root of the quadratic in the form that loses no digits for small T.
+        return 2 * total / (self._LOW + torch.sqrt(self._LOW**2 + 2 * (self._HIGH - self._LOW) * total))
+
+
+@final
+class VE(Schedule):
+    """α = 1, β = σ_min·(σ_max/σ_min)^t: variance exploding (Song et al. 2021; EDM, Karras et al. 2022).
+
+    It equals the rectified path at t = σ/(1+σ), x_t = x_VE/(1+σ). Sampling starts from N(0, σ_max²I), ends at σ_min.
+
+    Args:
+        sigma_min: σ_min > 0.
+        sigma_max: σ_max > σ_min.
+    """
+
+    scaled = True
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise InputError(f"expected 0 < sigma_min < sigma_max, received {sigma_min} and {sigma_max}.")
+        self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
+
+    def at(self, t: Tensor) -> Coefficients:
+        """α, β, α′, β′ at t."""
+        beta = self.sigma_min * torch.exp(self.log_ratio * t.double())
+        return Coefficients(torch.ones_like(beta), beta, torch.zeros_like(beta), self.log_ratio * beta)
+
+    def inside(self, margin: float) -> tuple[float, float]:
+        """Every time: x_t is never pure data nor pure noise."""
+        return self.t_min, self.t_max
+
+    def _time_of(self, log_snr: Tensor) -> Tensor:
+        return (-log_snr / 2 - math.log(self.sigma_min)) / self.log_ratio
+
+
+SCHEDULES: dict[str, Callable[[FlowConfig], Schedule]] = {
+    "rectified": lambda config: Rectified(),
+    "trig": lambda config: Trig(),
+    "polynomial": lambda config: Polynomial(config.exponent),
+    "vp-linear": lambda config: VPLinear(),
+    "ve": lambda config: VE(config.sigma_min, config.sigma_max),
+}
+
+
+def schedule(config: FlowConfig) -> Schedule:
+    """The schedule that `config` names."""
+    return SCHEDULES[config.schedule](config)

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.flow.config import TimesConfig
 
@@ -64,9 +65,67 @@ class LogitNormal(TimeDensity):
         return torch.exp(-(normal**2) / 2) / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))
 
 
-def time_density(config: TimesConfig) -> TimeDensity:
-    """The density that `config` names."""
-    return Uniform() if config.density == "uniform" else LogitNormal(config.mean, config.std)
+@final
+class Mode(TimeDensity):
+    """t = u − s·(sin²(πu/2) − u) for uniform u (Esser et al. 2024, with u there 1−u here).
+
+    Args:
+        scale: s in [−1, 2/(π−2)], where t is monotone in u; 0 is uniform, above 0 favours the middle.
+    """
+
+    def __init__(self, scale: float = 1.29) -> None:
+        if not -1 <= scale <= 2 / (math.pi - 2):
+            raise InputError(f"the scale of mode times must lie in [-1, {2 / (math.pi - 2):.4f}], received {scale}.")
+        self.scale = scale
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The t with P(T ≤ t) = u."""
+        u = u.double()
+        return u - self.scale * (torch.sin(math.pi / 2 * u) ** 2 - u)
+
+    def density(self, t: Tensor) -> Tensor:
+        """π(t) = 1/Q′(u), where Q(u) = t is solved by bisection."""
+        t = t.double()
+        low, high = torch.zeros_like(t), torch.ones_like(t)
+        for _ in range(54):
+            middle = (low + high) / 2
+            below = self.quantile(middle) < t
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return 1 / (1 + self.scale - self.scale * math.pi / 2 * torch.sin(math.pi * (low + high) / 2))
+
+
+@final
+class Shifted(TimeDensity):
+    """The density of shift(t, s) for t of another density.
+
+    Args:
+        inner: density of t.
+        shift_by: s > 0; 1 is none.
+    """
+
+    def __init__(self, inner: TimeDensity, shift_by: float) -> None:
+        self.inner, self.shift_by = inner, shift_by
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The t with P(T ≤ t) = u."""
+        return shift(self.inner.quantile(u), self.shift_by)
+
+    def density(self, t: Tensor) -> Tensor:
+        """π(t) = π₀(t₀)·dt₀/dt, t₀ = shift(t, 1/s)."""
+        t, inverse = t.double(), 1 / self.shift_by
+        return self.inner.density(shift(t, inverse)) * inverse / (1 + (inverse - 1) * t) ** 2
+
+
+def time_density(config: TimesConfig, shift_by: float = 1.0) -> TimeDensity:
+    """The density that `config` names, after the time shift s = `shift_by`."""
+    match config.density:
+        case "uniform":
+            density: TimeDensity = Uniform()
+        case "logit-normal":
+            density = LogitNormal(config.mean, config.std)
+        case "mode":
+            density = Mode(config.scale)
+    return density if shift_by == 1 else Shifted(density, shift_by)
 
 
 def stratified(density: TimeDensity, key: Key, position: Tensor, count: int) -> Tensor:

@@ -61,21 +61,31 @@ class ClassifierFree(Guidance):
     Args:
         weight: w ≥ 0, one number or one per sample (B); 0 is none and never evaluates v_∅. Others' guidance scale
             is 1 + w.
+        interval: (low, high), 0 ≤ low ≤ high ≤ 1: at times outside it v_∅ is not evaluated and v_y is followed
+            (Kynkäänniemi et al. 2024); (0, 1) is everywhere.
 
     Raises:
-        InputError: a negative w.
+        InputError: a negative w, or an interval that is none.
     """
 
-    def __init__(self, weight: float | Tensor) -> None:
+    def __init__(self, weight: float | Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> None:
         self.weight = torch.as_tensor(weight, dtype=torch.float64)
         if bool((self.weight < 0).any()) or not bool(torch.isfinite(self.weight).all()):
             raise InputError(f"guidance w must be finite and ≥ 0 (0 is none), received {weight}.")
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise InputError(
+                f"the guidance interval is two times, 0 ≤ low ≤ high ≤ 1 (0 1 is all), received {interval}."
+            )
+        self.interval = interval
 
     def _rows(self, count: int) -> Tensor:
         return torch.nonzero(self.weight.expand(count) > 0).flatten()
 
     def branches(self, condition: Condition, t: Tensor) -> list[Branch]:
-        """The null condition, for the samples with w > 0."""
+        """The null condition, for the samples with w > 0, if t lies in the interval."""
+        low, high = self.interval
+        if not low <= float(t) <= high:
+            return []
         rows = self._rows(len(condition))
         return [Branch(condition.select(rows).null(), rows)] if len(rows) else []
 

@@ -1,6 +1,6 @@
 """The sampling loop: written once, for every flow, solver and guidance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.condition import Condition
-from rectiflow.base.errors import InputError
 from rectiflow.flow.flow import AbstractFlow, Estimate
-from rectiflow.flow.times import shift
+from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidance import Guidance, guided
 from rectiflow.sampling.solvers import History, Solver
 
@@ -37,31 +36,6 @@ class State:
 Hook = Callable[[State], Tensor]
 
 
-def time_grid(steps: int, start: float = 1.0, end: float = 0.0, shift_by: float = 1.0) -> Tensor:
-    """N+1 times that bound N intervals, evenly spaced before the shift; float64, both ends included.
-
-    Args:
-        steps: N ≥ 1.
-        start: t to begin at, above `end`.
-        end: t to finish at.
-        shift_by: time shift s; 1 is none. The ends stay where they are.
-
-    Raises:
-        InputError: fewer than one step, or ends out of order.
-    """
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, received {steps}.")
-    if not 0 <= end < start <= 1:
-        raise InputError(f"expected 0 ≤ end < start ≤ 1, received start={start}, end={end}.")
-    if shift_by == 1:
-        return torch.linspace(start, end, steps + 1, dtype=torch.float64)
-    # Even spacing lies in the unshifted time, so the ends are mapped back there first.
-    ends = shift(torch.tensor([start, end], dtype=torch.float64), 1 / shift_by)
-    grid = shift(torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64), shift_by)
-    grid[0], grid[-1] = start, end
-    return grid
-
-
 def trajectory(
     flow: AbstractFlow,
     x: Tensor,
@@ -75,7 +49,7 @@ def trajectory(
 
     Args:
         flow: gives the velocity.
-        x: state at grid[0], B×…; β(1)·z for a start at t = 1.
+        x: state at grid[0], B×…; prior_std·z for a start at t_max.
         grid: float64 times, N+1 for N steps.
         solver: the method.
         condition: B conditions; None is unconditional.
@@ -97,7 +71,7 @@ def trajectory(
 
 
 class _Field:
-    """The guided velocity during one step, and the guidance's state from step to step."""
+    """The guided estimate during one step, and the guidance's state from step to step."""
 
     def __init__(
         self, flow: AbstractFlow, guidance: Guidance | None, condition: Condition | None, shape: torch.Size
@@ -109,10 +83,10 @@ class _Field:
     def begin(self, s: Tensor) -> None:
         self.s, self.first = s, None
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
         estimate = guided(self.flow, self.guidance, self.condition, x_t, t, self.s, self.state)
         self.first = self.first or estimate
-        return estimate.velocity
+        return estimate
 
     def commit(self) -> Estimate | None:
         if self.guidance is not None and self.first is not None:
@@ -127,12 +101,13 @@ def sample(
     steps: int = 50,
     condition: Condition | None = None,
     guidance: Guidance | None = None,
+    grid: str | Sequence[float] = "uniform",
 ) -> Tensor:
-    """From draws z of the flow's source (B×…) to data, in `steps` steps on the flow's own grid."""
-    grid = time_grid(steps, shift_by=flow.shift)
+    """From draws z of the flow's source (B×…) to data, in `steps` steps on a grid (see `time_grid`)."""
+    times = time_grid(steps, shift_by=flow.shift, kind=grid, schedule=flow.schedule)
     last = None
     with torch.no_grad():
-        for state in trajectory(flow, flow.schedule.prior_std * z, grid, solver, condition, guidance):
+        for state in trajectory(flow, flow.schedule.prior_std * z, times, solver, condition, guidance):
             last = state
     assert last is not None
     return last.x_t

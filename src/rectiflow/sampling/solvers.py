@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.errors import unknown
+from rectiflow.flow.flow import Estimate, expand
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
+Field = Callable[[Tensor, Tensor], Estimate]
 History = tuple[tuple[float, Tensor], ...]
 
 
@@ -25,11 +26,11 @@ class Solver(ABC):
     evaluations: int
 
     @abstractmethod
-    def step(self, velocity: Velocity, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
+    def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
         """March from t to s.
 
         Args:
-            velocity: v(x, t).
+            field: what the flow estimates at (x, t).
             x_t: B×….
             t: float64 scalar.
             s: float64 scalar, the end of the step.
@@ -54,13 +55,13 @@ class RungeKutta(Solver):
         self.stages, self.weights, self.order = stages, weights, order
         self.evaluations = len(weights)
 
-    def step(self, velocity: Velocity, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
+    def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
         """March from t to s."""
         h = float(s - t)
         slopes: list[Tensor] = []
         for row in self.stages:
             x = x_t + h * _combine(row, slopes) if row else x_t
-            slopes.append(velocity(x, s if sum(row) == 1 else t + h * sum(row)))
+            slopes.append(field(x, s if sum(row) == 1 else t + h * sum(row)).velocity)
         return x_t + h * _combine(self.weights, slopes), ()
 
 
@@ -79,11 +80,62 @@ class AdamsBashforth(Solver):
     def __init__(self, order: int) -> None:
         self.order = order
 
-    def step(self, velocity: Velocity, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
+    def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
         """March from t to s."""
-        history = ((float(t), velocity(x_t, t)), *history)[: self.order]
+        history = ((float(t), field(x_t, t).velocity), *history)[: self.order]
         weights = adams_weights([time for time, _ in history], float(t), float(s))
         return x_t + _combine(weights, [slope for _, slope in history]), history
+
+
+@final
+class PredictEvaluateCorrect(Solver):
+    """Two-step Adams-Bashforth, corrected by the trapezoid of the velocity that the next step begins with anyway.
+
+    So the correction of a step is made when the next begins, at one evaluation a step, and the last step has none.
+    """
+
+    order = 2
+    evaluations = 1
+
+    def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
+        """March from t to s; the history holds the last velocity and the increment that was predicted from it."""
+        slope = field(x_t, t).velocity
+        nodes, slopes = [float(t)], [slope]
+        if history:
+            (before, earlier), (_, predicted) = history
+            # What a hook changed stays changed: the difference is added, not the corrected state put in its place.
+            x_t = x_t + (float(t) - before) / 2 * (earlier + slope) - predicted
+            nodes, slopes = [*nodes, before], [*slopes, earlier]
+        increment = _combine(adams_weights(nodes, float(t), float(s)), slopes)
+        return x_t + increment, ((float(t), slope), (float(t), increment))
+
+
+@final
+class DPMSolver(Solver):
+    """DPM-Solver++(2M) (Lu et al. 2022): the data prediction is integrated exactly in ℓ = log(α/β), linearly in it.
+
+    x_s = (β_s/β_t)x_t + α_s(1 − e^(−η))D with η = ℓ_s − ℓ_t, r the ratio of the last η to this one, and
+    D = x̂_t + (x̂_t − x̂_before)/(2r). Where ℓ is infinite, as at the ends of the rectified path, D = x̂_t: first order.
+    """
+
+    order = 2
+    evaluations = 1
+
+    def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
+        """March from t to s."""
+        estimate = field(x_t, t)
+        data, path = estimate.data, estimate.schedule
+        here, there = path.at(t), path.at(s)
+        blend = data
+        if history:
+            ((before, earlier),) = history
+            past, present, future = path.log_snr(torch.stack([torch.full_like(t, before), t, s])).tolist()
+            # 1/(2r) = 0 where the step before began at infinite ℓ, or this one ends there.
+            weight = (future - present) / (present - past) / 2 if future < torch.inf and past > -torch.inf else 0.0
+            blend = data + weight * (data - earlier) if weight else data
+        ratio = there.beta / here.beta
+        x_s = expand(ratio, x_t) * x_t + expand(there.alpha - here.alpha * ratio, x_t) * blend
+        return x_s, ((float(t), data),)
 
 
 def adams_weights(nodes: Sequence[float], t: float, s: float) -> list[float]:
@@ -98,16 +150,18 @@ def adams_weights(nodes: Sequence[float], t: float, s: float) -> list[float]:
 
 
 def _combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    total = weights[0] * slopes[0]
-    for weight, slope in zip(weights[1:], slopes[1:], strict=True):
-        total = total + weight * slope
-    return total
+    first, *rest = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]
+    return sum(rest, start=first)
 
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": lambda: RungeKutta([[]], [1.0], order=1),
     "heun": lambda: RungeKutta([[], [1.0]], [0.5, 0.5], order=2),
+    "midpoint": lambda: RungeKutta([[], [0.5]], [0.0, 1.0], order=2),
+    "rk4": lambda: RungeKutta([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], order=4),
     "ab2": lambda: AdamsBashforth(2),
+    "ab2-pec": PredictEvaluateCorrect,
+    "dpm++2m": DPMSolver,
 }
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from rectiflow.base.config import Config
 from rectiflow.data.config import DataConfig
-from rectiflow.flow.config import FlowConfig, TimesConfig
+from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
 from rectiflow.networks.config import DiTConfig
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
@@ -57,6 +57,7 @@ class RunConfig(Config):
         network: architecture.
         flow: schedule, prediction and time shift.
         times: density of training times.
+        weight: how the loss weighs a time.
         condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
         steps: optimiser steps in all.
         batch: samples in a step.
@@ -75,6 +76,7 @@ class RunConfig(Config):
     network: DiTConfig
     flow: FlowConfig = FlowConfig()
     times: TimesConfig = TimesConfig()
+    weight: WeightConfig = WeightConfig()
     condition_dropout: float = Field(0.1, ge=0, le=1)
     steps: int = Field(1000, ge=1)
     batch: int = Field(128, ge=1)

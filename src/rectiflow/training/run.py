@@ -17,6 +17,7 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.data.images import ImageSet
 from rectiflow.data.sets import open_set
+from rectiflow.flow.weight import weight_at_log_snrs
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import RunConfig
 from rectiflow.training.log import RunLog, last_metrics
@@ -66,6 +67,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "checkpoint_step": saved[-1] if saved else 0,
         "steps": config.steps,
         "precision": config.precision,
+        "log_snr_weight": weight_at_log_snrs(config.flow, config.times, config.weight),
         "last_metrics": last_metrics(folder / "metrics.jsonl"),
         "model": str(folder / "model") if (folder / "model" / "config.json").is_file() else None,
     }

@@ -17,7 +17,8 @@ from rectiflow.data.loader import Loader
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
-from rectiflow.flow.times import shift, stratified, time_density
+from rectiflow.flow.times import stratified, time_density
+from rectiflow.flow.weight import LossWeight
 from rectiflow.networks.dit import build
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.training.config import RunConfig
@@ -80,10 +81,11 @@ class FlowStage(Stage):
                 raise InputError(f"network.{name} is {asked}, but the data have {there}; set network.{name}={there}.")
         self.autoencoder = autoencoder or Identity()
         self.samples_per_step = config.batch
-        self.density = time_density(config.times)
+        self.density = time_density(config.times, config.flow.shift)
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(config.network), config.flow).to(device)
+        self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
         self.module = self.flow
 
     def loss(self, step: int) -> Tensor:
@@ -92,11 +94,11 @@ class FlowStage(Stage):
         pixels, labels = self.loader(step)
         x = self._latents(pixels, self._key("dequantise", step), batch)
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
-        t = shift(stratified(self.density, self._key("time", step), batch, config.batch), config.flow.shift)
+        t = stratified(self.density, self._key("time", step), batch, config.batch)
         dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
         condition = self._condition(labels)
         condition = condition.drop(dropped.to(self.device)) if condition is not None else None
-        return flow_matching_loss(self.flow, x, t, z, condition).mean()
+        return flow_matching_loss(self.flow, x, t, z, condition, self.weight).mean()
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
         """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""
@@ -105,13 +107,13 @@ class FlowStage(Stage):
         index = torch.arange(min(len(held_out), _HELD_OUT))
         if not len(index):
             return {}
-        times = shift(stratified(self.density, self._key("held-out time"), index, len(index)), self.config.flow.shift)
+        times = stratified(self.density, self._key("held-out time"), index, len(index))
         for part in torch.split(index, _CHUNK):
             x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
             z = module.source.sample(self._key("held-out noise"), part, x.shape[1:]).to(self.device)
             condition = self._condition(held_out.labels[part])
             with torch.no_grad():
-                total += float(flow_matching_loss(module, x, times[part], z, condition).sum())
+                total += float(flow_matching_loss(module, x, times[part], z, condition, self.weight).sum())
         return {"held_out_loss": total / len(index)}
 
     def preview(self, module: nn.Module) -> Image.Image:

@@ -7,7 +7,7 @@ from pydantic import Field
 from rectiflow.base.config import Config
 from rectiflow.data.config import DataConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig
-from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.config import NetworkConfig
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
@@ -54,7 +54,7 @@ class RunConfig(Config):
     Args:
         recipe: name of the recipe it comes from.
         data: what to train on.
-        network: architecture.
+        network: architecture; channels and classes that are None are taken from the data, and written into `run.yaml`.
         flow: schedule, prediction and time shift.
         times: density of training times.
         condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
@@ -72,7 +72,7 @@ class RunConfig(Config):
 
     recipe: str
     data: DataConfig
-    network: DiTConfig
+    network: NetworkConfig
     flow: FlowConfig = FlowConfig()
     times: TimesConfig = TimesConfig()
     condition_dropout: float = Field(0.1, ge=0, le=1)

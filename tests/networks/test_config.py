@@ -71,7 +71,7 @@ def test_what_is_left_open_is_taken_from_the_data(kind):
         ({"kind": "unet", "multipliers": [1, 0]}, ["network.multipliers.1: ", "greater than or equal to 1"]),
         ({"kind": "unet", "dropout": 1.0}, ["network.dropout: ", "less than 1"]),
         ({"kind": "unet", "attention": [3]}, ["network: attention at factor 3", "3 levels have the factors 1, 2, 4"]),
-        ({"kind": "unet", "width": 9}, ["4 heads do not divide"]),
+        ({"kind": "unet", "width": 9, "multipliers": [1, 2, 3]}, ["4 heads do not divide"]),
         ({"kind": "dit", "modulation": "blok"}, ["network.modulation: ", "Did you mean 'block'"]),
         ({"kind": "unett"}, ["network.kind: expected one of dit, unet; received 'unett'. Did you mean 'unet'"]),
         ({"width": 8}, ["here: network.kind is missing."]),

@@ -17,7 +17,16 @@ _SIZES = {
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "dit": {f"{size}/{patch}": {**shape, "patch": patch} for size, shape in _SIZES.items() for patch in (1, 2, 4, 8)},
-    "unet": {"unet-S": {"width": 64, "multipliers": (1, 2, 3), "blocks": 2}},
+    "unet": {
+        f"unet-{size}": {
+            "width": width,
+            "multipliers": (1, 2, 4),
+            "blocks": 2,
+            "attention": (2, 4),
+            "heads": width // 16,
+        }
+        for size, width in {"S": 48, "M": 96, "L": 192}.items()
+    },
 }
 
 

@@ -34,6 +34,7 @@ def test_every_preset_is_a_configuration_of_its_kind(kind):
     ("layer", "words"),
     [
         ({"preset": "XL2"}, "unknown preset 'XL2'. Did you mean 'XL/2'"),
+        ({"kind": ["unet"]}, "unknown network.kind"),
         ({"kind": "unt"}, "unknown network.kind 'unt'. Did you mean 'unet'"),
         ({"kind": "unet", "preset": "S/2"}, "preset 'S/2' is of network.kind=dit, not unet"),
         ({"preset": "unet-S"}, "preset 'unet-S' is of network.kind=unet, not dit"),

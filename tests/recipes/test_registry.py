@@ -3,6 +3,7 @@ import pytest
 from rectiflow.base.errors import InputError
 from rectiflow.networks.config import DiTConfig, UNetConfig
 from rectiflow.recipes.registry import RECIPES, resolve
+from rectiflow.training.config import OptimiserConfig
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -37,6 +38,15 @@ def test_another_kind_of_network_drops_the_numbers_of_the_former(tmp_path):
     assert resolve("digits", file, ["network.width=32"]).network == UNetConfig(classes=0, blocks=1, width=32)
     assert resolve("digits", file, ["network.kind=dit"]).network == DiTConfig(classes=0)
     assert resolve("digits", file, ["network.kind=unet"]).network == UNetConfig(classes=0, blocks=1)
+
+
+def test_a_rate_chosen_for_one_kind_is_not_that_of_another():
+    default = OptimiserConfig()
+    assert resolve("digits").optimiser.lr != default.lr
+    config = resolve("digits", None, ["network.kind=unet"])
+    assert config.optimiser == resolve("digits").optimiser.model_copy(update={"lr": default.lr})
+    assert resolve("digits", None, ["network.kind=unet", "optimiser.lr=0.5"]).optimiser.lr == 0.5
+    assert resolve("digits", None, ["network.kind=dit"]) == resolve("digits")
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def overlay(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
         InputError: no such kind, or no such preset of this kind.
     """
     kind = layer.get("kind", below["kind"])
-    if kind not in KINDS:
+    if str(kind) not in KINDS:
         raise unknown("network.kind", str(kind), KINDS)
     kept = dict(below) if kind == below["kind"] else {name: below.get(name) for name in ("channels", "classes")}
     settings = dict(layer)

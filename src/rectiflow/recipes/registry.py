@@ -20,7 +20,7 @@ def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ())
         recipe: name of a recipe.
         file: YAML file of settings, or None.
         settings: such as "network.width=64"; `network.preset=S/2` stands for the numbers of that preset, and
-            `network.kind=unet` for that kind with its own defaults.
+            `network.kind=unet` for that kind with its own defaults, and the default rate unless the layer names one.
 
     Raises:
         InputError: no such recipe, field or value; one line.
@@ -41,6 +41,9 @@ def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ())
             raise InputError(f"{origin} is of recipe {layer['recipe']}, not {recipe}.")
         below = config.model_dump(mode="json")
         if isinstance(network := layer.get("network"), Mapping):
-            below, layer = {**below, "network": None}, {**layer, "network": overlay(below["network"], network)}
+            network = overlay(below["network"], network)
+            if network["kind"] != below["network"]["kind"]:
+                del below["optimiser"]["lr"]  # it was chosen for the network that is no more
+            below, layer = {**below, "network": None}, {**layer, "network": network}
         config = RunConfig.parse(merge(below, layer), origin)
     return config

@@ -10,8 +10,8 @@ from rectiflow.data.pictures import to_uint8
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
 from rectiflow.model_folder import CONVENTIONS, describe
-from rectiflow.networks.config import DiTConfig
-from rectiflow.networks.dit import build
+from rectiflow.networks.build import build
+from rectiflow.networks.config import DiTConfig, UNetConfig
 from rectiflow.pipeline import Pipeline, Request
 
 NETWORK = DiTConfig(channels=1, classes=3, patch=2, width=16, depth=1, heads=2)
@@ -41,6 +41,22 @@ def test_a_saved_model_is_the_same_model(pipeline, tmp_path):
     assert loaded.class_names == pipeline.class_names
     assert (type(loaded.flow.schedule).__name__, loaded.flow.shift) == ("Trig", 1.5)
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "flow.safetensors"]
+
+
+def test_a_unet_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    config = UNetConfig(channels=1, classes=3, width=16, multipliers=(1, 2), blocks=1, attention=(2,))
+    flow = Flow.build(build(config), FlowConfig())
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = Pipeline(flow.requires_grad_(False).eval(), FlowConfig(), config, (1, 4, 4), ("cat", "dog", "eel"))
+    pipeline.save(tmp_path)
+    loaded, request = Pipeline.load(tmp_path), Request(count=2, steps=3)
+    assert loaded.network_config == config
+    assert torch.equal(loaded.sample(request).pixels, pipeline.sample(request).pixels)
+    assert describe(tmp_path)["parameters"] == sum(p.numel() for p in flow.parameters())
+    with pytest.raises(InputError, match=r"does not divide 5×4; the nearest size is 4×4"):
+        loaded.sample(Request(size=(5, 4)))
 
 
 def test_config_says_what_the_model_is(pipeline, tmp_path):

@@ -14,8 +14,8 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256, write_folder
 from rectiflow.flow.config import FlowConfig
 from rectiflow.hub import fetch, is_hub_name
-from rectiflow.networks.config import DiTConfig
-from rectiflow.networks.dit import build
+from rectiflow.networks.build import build
+from rectiflow.networks.config import NetworkConfig
 
 FORMAT_VERSION = 1
 CONVENTIONS = {
@@ -48,7 +48,7 @@ class ModelConfig(Config):
     library_version: str
     conventions: dict[str, str]
     flow: FlowConfig
-    network: DiTConfig
+    network: NetworkConfig
     autoencoder: Literal["identity"]
     class_names: tuple[str, ...]
     null_trained: bool

@@ -28,8 +28,8 @@ from rectiflow.model_folder import (
     read_weights,
     write_model,
 )
-from rectiflow.networks.config import DiTConfig
-from rectiflow.networks.dit import build
+from rectiflow.networks.build import build
+from rectiflow.networks.config import NetworkConfig
 from rectiflow.sampling.cores import over_cores
 from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidance import ClassifierFree
@@ -92,7 +92,7 @@ class Pipeline:
 
     flow: Flow
     flow_config: FlowConfig
-    network_config: DiTConfig
+    network_config: NetworkConfig
     shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
     null_trained: bool = False

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
-from rectiflow.pipeline import Pipeline
+from rectiflow.networks.config import fitted
+from rectiflow.pipeline import Pipeline, Request
 from rectiflow.recipes.registry import resolve
 from rectiflow.training import run as run_module
 from rectiflow.training.checkpoint import Checkpoints
@@ -53,7 +54,8 @@ def stop_at(monkeypatch, step):
 def test_a_run_folder_holds_all(small, tmp_path):
     outcome = train(small, tmp_path / "run", QUIET)
     assert (outcome.step, outcome.finished, outcome.trained) == (6, True, True)
-    assert read_run(tmp_path / "run") == small
+    network = fitted(small.network, 1, 10)
+    assert read_run(tmp_path / "run") == small.model_copy(update={"network": network})  # nothing is left open
     assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == [3, 6]
     assert Pipeline.load(tmp_path / "run").training == {"recipe": "digits", "step": 6, "steps": 6}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -139,6 +141,35 @@ def test_settings_that_cannot_be_trained_leave_no_run(small, tmp_path):
         train(config, tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
     assert train(small, tmp_path / "run", QUIET).finished
+
+
+@pytest.mark.parametrize(("name", "value"), [("classes", 0), ("channels", 3)])
+def test_a_choice_left_open_differs_from_nothing_but_a_choice_made_does(small, tmp_path, name, value):
+    train(small, tmp_path, QUIET)
+    assert not train(small, tmp_path, QUIET).trained
+    assert not train(read_run(tmp_path), tmp_path, QUIET).trained
+    other = small.model_copy(update={"network": small.network.model_copy(update={name: value})})
+    with pytest.raises(InputError, match=rf"other settings \(network.{name}; "):
+        train(other, tmp_path, QUIET)
+
+
+UNET = "network={kind: unet, width: 8, multipliers: [1, 2], blocks: 1, attention: [2], heads: 2, dropout: 0.2}"
+
+
+def test_a_unet_is_trained_stopped_and_gone_on_with_bit_for_bit(tmp_path, monkeypatch):
+    """With dropout: what it draws is a function of the step too."""
+    config = resolve("digits", settings=[UNET, *SMALL[1:]])
+    train(config, tmp_path / "whole", QUIET)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert not train(config, tmp_path / "stopped", QUIET).finished
+    assert train(config, tmp_path / "stopped", QUIET).finished
+    whole, resumed = (state(config, tmp_path / name) for name in ("whole", "stopped"))
+    assert whole["step"] == 6
+    assert same(whole, resumed)
+    pipeline = Pipeline.load(tmp_path / "stopped")
+    assert pipeline.network_config == read_run(tmp_path / "stopped").network
+    assert pipeline.sample(Request(["3"], steps=2)).pixels.shape == (1, 1, 8, 8)
 
 
 def test_a_strange_folder_is_left_alone(small, tmp_path):

@@ -94,11 +94,17 @@ def differences(mine: Mapping[str, Any], other: Mapping[str, Any], prefix: str =
 
 def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
     problem = error.errors()[0]
-    # pydantic puts the tag of a discriminated union into the path; it is no field of ours.
-    path = [str(part) for part in problem["loc"]]
+    path, owner = _place(config, [str(part) for part in problem["loc"]])
     name = ".".join(path)
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = problem["ctx"]
+        name = ".".join([*path, context["discriminator"].strip("'")])
+        if "tag" not in context:
+            return f"{name} is missing."
+        tags, received = _choices(problem), context["tag"]
+        return f"{name}: expected one of {', '.join(tags)}; received '{received}'.{near_miss(received, tags)}"
     if problem["type"] == "extra_forbidden":
-        fields = _fields_at(config, path[:-1])
+        fields = list(owner.model_fields)
         return f"unknown setting '{name}'.{near_miss(path[-1], fields)} Settings there: {', '.join(fields)}."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
@@ -109,15 +115,31 @@ def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
 
 
 def _choices(problem: Any) -> list[str]:
-    expected = str(problem.get("ctx", {}).get("expected", ""))
+    context = problem.get("ctx", {})
+    expected = str(context.get("expected", context.get("expected_tags", "")))
     return [part.strip(" '") for part in expected.replace(" or ", ",").split(",")]
 
 
-def _fields_at(config: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        field = config.model_fields.get(part)
-        if field is None:
+def _place(config: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], type[BaseModel]]:
+    """The path of a problem in our fields, and the configuration that has, or lacks, the last one."""
+    path: list[str] = []
+    tags: dict[str, type[BaseModel]] = {}
+    inner: type[BaseModel] | None = config
+    for part in loc:
+        if part in tags:  # pydantic puts the tag of a discriminated union into the path; it is no field of ours
+            inner, tags = tags[part], {}
             continue
-        candidates = [field.annotation, *get_args(field.annotation)]
-        config = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), config)
-    return list(config.model_fields)
+        path.append(part)
+        config, tags = inner or config, {}
+        field = config.model_fields.get(part)
+        inner = None
+        if field is not None:
+            found = [c for c in (field.annotation, *get_args(field.annotation)) if _is_model(c)]
+            inner = found[0] if found else None
+            if isinstance(field.discriminator, str):
+                tags = {str(c.model_fields[field.discriminator].default): c for c in found}
+    return path, config
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)

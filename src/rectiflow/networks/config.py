@@ -1,12 +1,12 @@
 """Settings and presets of networks. Never imports torch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
-from rectiflow.base.errors import unknown
+from rectiflow.base.errors import InputError, unknown
 
 _SIZES = {
     "tiny": {"width": 128, "depth": 6, "heads": 4},
@@ -15,7 +15,19 @@ _SIZES = {
     "L": {"width": 1024, "depth": 24, "heads": 16},
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
-PRESETS = {f"{size}/{patch}": {**shape, "patch": patch} for size, shape in _SIZES.items() for patch in (1, 2, 4, 8)}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "dit": {f"{size}/{patch}": {**shape, "patch": patch} for size, shape in _SIZES.items() for patch in (1, 2, 4, 8)},
+    "unet": {
+        f"unet-{size}": {
+            "width": width,
+            "multipliers": (1, 2, 4),
+            "blocks": 2,
+            "attention": (2, 4),
+            "heads": width // 16,
+        }
+        for size, width in {"S": 48, "M": 96, "L": 192}.items()
+    },
+}
 
 
 class DiTConfig(Config):
@@ -23,8 +35,8 @@ class DiTConfig(Config):
 
     Args:
         kind: "dit".
-        channels: C of its input and output.
-        classes: number of labels; 0 is unconditional.
+        channels: C of its input and output; None takes it from the data.
+        classes: number of labels; 0 is unconditional, None takes it from the data.
         patch: side of a patch in pixels; it must divide height and width.
         width: D, features of a token.
         depth: number of blocks.
@@ -34,8 +46,8 @@ class DiTConfig(Config):
     """
 
     kind: Literal["dit"] = "dit"
-    channels: int = Field(1, ge=1)
-    classes: int = Field(0, ge=0)
+    channels: int | None = Field(None, ge=1)
+    classes: int | None = Field(None, ge=0)
     patch: int = Field(2, ge=1)
     width: int = Field(128, ge=4)
     depth: int = Field(6, ge=1)
@@ -52,19 +64,118 @@ class DiTConfig(Config):
         return self
 
 
-def expand_preset(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the numbers of `preset` in the place of its name; numbers that stand beside it win.
+class UNetConfig(Config):
+    """A U-Net of residual blocks with attention at some levels (Ho et al. 2020; Dhariwal & Nichol 2021).
 
     Args:
-        network: settings of a network in one layer of configuration, perhaps with `preset`, such as "S/2".
+        kind: "unet".
+        channels: C of its input and output; None takes it from the data.
+        classes: number of labels; 0 is unconditional, None takes it from the data.
+        width: channels at multiplier 1; multiples of 16 suit the norms.
+        multipliers: channels of each level over `width`, finest first; each level has half the side of the one before,
+            so 2^(levels−1) must divide height and width.
+        blocks: residual blocks of each level on the way down, and as many on the way up.
+        attention: factors of shrinking (1, 2, 4, …) at whose levels each block is followed by attention; () is none.
+        heads: attention heads; they must divide the channels of the levels that have attention.
+        middle_attention: whether the middle, which works at the coarsest level, has attention.
+        dropout: share of activations dropped in each block in training, in [0, 1); 0 is none.
+    """
+
+    kind: Literal["unet"] = "unet"
+    channels: int | None = Field(None, ge=1)
+    classes: int | None = Field(None, ge=0)
+    width: int = Field(32, ge=1)
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
+    blocks: int = Field(2, ge=1)
+    attention: tuple[int, ...] = (4,)
+    heads: int = Field(4, ge=1)
+    middle_attention: bool = True
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _attention_fits(self) -> Self:
+        factors = {2**level: self.width * multiplier for level, multiplier in enumerate(self.multipliers)}
+        if strange := [factor for factor in self.attention if factor not in factors]:
+            raise ValueError(
+                f"attention at factor {strange[0]}, but {len(self.multipliers)} levels have the factors "
+                f"{', '.join(map(str, factors))}; choose among these"
+            )
+        middle = list(factors.values())[-1:] if self.middle_attention else []
+        for width in [*(factors[factor] for factor in self.attention), *middle]:
+            if width % self.heads:
+                raise ValueError(
+                    f"{self.heads} heads do not divide the {width} channels of a level with attention; "
+                    f"use a width that is a multiple of {self.heads}"
+                )
+        return self
+
+
+NetworkConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
+KINDS: dict[str, type[DiTConfig] | type[UNetConfig]] = {"dit": DiTConfig, "unet": UNetConfig}
+
+
+def fitted(config: NetworkConfig, channels: int, classes: int) -> NetworkConfig:
+    """`config` with what it leaves open taken from the data.
+
+    Args:
+        config: an architecture; with classes=0 it stays unconditional, whatever labels the data have.
+        channels: of what the network will see.
+        classes: number of labels of the data.
 
     Raises:
-        InputError: no such preset.
+        InputError: a number that is given is not the data's.
     """
-    settings = dict(network)
+    for name, asked, there in (("channels", config.channels, channels), ("classes", config.classes or None, classes)):
+        if asked not in (None, there):
+            raise InputError(f"network.{name} is {asked}, but the data have {there}; set network.{name}={there}.")
+    return config.model_copy(
+        update={"channels": channels, "classes": classes if config.classes is None else config.classes}
+    )
+
+
+def resolved(config: NetworkConfig) -> tuple[int, int]:
+    """Channels and classes of a network that can be built.
+
+    Raises:
+        InputError: one of them is still open.
+    """
+    if config.channels is None or config.classes is None:
+        raise InputError("network.channels and network.classes are left to the data; a network needs them as numbers.")
+    return config.channels, config.classes
+
+
+def overlay(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a network with a layer of configuration put over them.
+
+    A preset stands for its numbers; numbers that stand beside it win. A layer that names another kind starts from that
+    kind's defaults: only channels and classes are kept.
+
+    Args:
+        below: settings with their kind.
+        layer: perhaps with `kind` or `preset`, such as "S/2".
+
+    Raises:
+        InputError: no such kind, or no such preset of this kind.
+    """
+    kind = layer.get("kind", below["kind"])
+    if str(kind) not in KINDS:
+        raise unknown("network.kind", str(kind), KINDS)
+    kept = dict(below) if kind == below["kind"] else {name: below.get(name) for name in ("channels", "classes")}
+    settings = dict(layer)
     name = settings.pop("preset", None)
-    if name is None:
-        return settings
-    if name not in PRESETS:
-        raise unknown("preset", str(name), PRESETS)
-    return {**PRESETS[name], **settings}
+    return {**kept, **({} if name is None else preset(str(kind), str(name))), **settings, "kind": kind}
+
+
+def preset(kind: str, name: str) -> dict[str, Any]:
+    """The numbers of a preset of one kind.
+
+    Raises:
+        InputError: no such preset of this kind.
+    """
+    for other, presets in PRESETS.items():
+        if other != kind and name in presets:
+            mine = ", ".join(PRESETS[kind])
+            raise InputError(f"preset '{name}' is of network.kind={other}, not {kind}. Expected one of: {mine}.")
+    if name not in PRESETS[kind]:
+        raise unknown("preset", name, PRESETS[kind])
+    return PRESETS[kind][name]

@@ -6,12 +6,11 @@ from torch import Tensor, nn
 
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
-from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.config import DiTConfig, resolved
 from rectiflow.networks.layers import (
     Attention,
-    LabelEmbedding,
+    ConditionEmbedding,
     SwiGLU,
-    TimeEmbedding,
     axial_rotation,
     grid_embedding,
     normalise,
@@ -80,10 +79,10 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        width, pixels = config.width, config.patch**2 * config.channels
+        self.channels, classes = resolved(config)
+        width, pixels = config.width, config.patch**2 * self.channels
         self.patch_in = nn.Linear(pixels, width)
-        self.time = TimeEmbedding(width)
-        self.label = LabelEmbedding(config.classes, width) if config.classes else None
+        self.embedding = ConditionEmbedding(classes, width)
         self.shared = _zero(width, 6) if config.modulation == "shared" else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final = _zero(width, 2)
@@ -98,7 +97,7 @@ class DiT(nn.Module):
             InputError: the patch does not divide H and W, or the channels differ.
         """
         height, width = self._grid(x_t)
-        c = F.silu(self._embed(t, condition))
+        c = F.silu(self.embedding(t, condition))
         rotation = axial_rotation(height, width, self.config.width // self.config.heads, x_t.device)
         x = self.patch_in(self._patches(x_t, height, width))
         x = x + grid_embedding(height, width, self.config.width, x_t.device).to(x.dtype)
@@ -111,23 +110,12 @@ class DiT(nn.Module):
     def _grid(self, x_t: Tensor) -> tuple[int, int]:
         _, channels, height, width = x_t.shape
         patch = self.config.patch
-        if channels != self.config.channels:
-            raise InputError(f"this network takes {self.config.channels} channels, received {channels}.")
+        if channels != self.channels:
+            raise InputError(f"this network takes {self.channels} channels, received {channels}.")
         if height % patch or width % patch or height * width == 0:
             near = f"{max(round(height / patch), 1) * patch}×{max(round(width / patch), 1) * patch}"
             raise InputError(f"the patch of {patch} does not divide {height}×{width}; the nearest size is {near}.")
         return height // patch, width // patch
-
-    def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
-        if t.stride() == (0,):
-            t = t[:1]  # one time for the whole batch, as in sampling: its features are computed once
-        # The time's features keep full precision: bf16 cannot tell neighbouring steps apart.
-        with torch.autocast(t.device.type, enabled=False):
-            c = self.time(t)
-            if self.label is None:
-                return c
-            labels = torch.full((1,), -1, device=t.device) if condition is None else condition.labels
-            return c + self.label(labels)
 
     def _patches(self, x: Tensor, height: int, width: int) -> Tensor:
         patch = self.config.patch
@@ -138,8 +126,3 @@ class DiT(nn.Module):
         patch = self.config.patch
         x = x.reshape(len(x), height, width, -1, patch, patch)
         return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), -1, height * patch, width * patch)
-
-
-def build(config: DiTConfig) -> nn.Module:
-    """The network that `config` describes, with fresh weights from torch's global generator."""
-    return DiT(config)

@@ -15,7 +15,7 @@ def digits() -> RunConfig:
     return RunConfig(
         recipe="digits",
         data=DataConfig(set="digits"),
-        network=DiTConfig(channels=1, classes=10, patch=2, width=48, depth=4, heads=2, modulation="block"),
+        network=DiTConfig(patch=2, width=48, depth=4, heads=2, modulation="block"),
         condition_dropout=0.1,
         steps=2000,
         batch=128,

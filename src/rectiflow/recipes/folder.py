@@ -10,7 +10,7 @@ def folder() -> RunConfig:
     return RunConfig(
         recipe="folder",
         data=DataConfig(set="folder", size=64),
-        network=DiTConfig(channels=3, classes=10, patch=8, width=192, depth=6, heads=6),
+        network=DiTConfig(patch=8, width=192, depth=6, heads=6),
         condition_dropout=0.1,
         steps=10_000,
         batch=32,

@@ -6,7 +6,7 @@ from typing import Any
 
 from rectiflow.base.config import merge, parse_setting, read_yaml
 from rectiflow.base.errors import InputError, unknown
-from rectiflow.networks.config import expand_preset
+from rectiflow.networks.config import overlay
 from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
 from rectiflow.training.config import RunConfig
@@ -20,7 +20,8 @@ def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ())
     Args:
         recipe: name of a recipe.
         file: YAML file of settings, or None.
-        settings: such as "network.width=64"; `network.preset=S/2` stands for the numbers of that preset.
+        settings: such as "network.width=64"; `network.preset=S/2` stands for the numbers of that preset, and
+            `network.kind=unet` for that kind with its own defaults, and the default rate unless the layer names one.
 
     Raises:
         InputError: no such recipe, field or value; one line.
@@ -39,10 +40,11 @@ def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ())
     for origin, layer in layers:
         if "recipe" in layer and layer["recipe"] != recipe:
             raise InputError(f"{origin} is of recipe {layer['recipe']}, not {recipe}.")
-        config = RunConfig.parse(merge(config.model_dump(mode="json"), _expanded(layer)), origin)
+        below = config.model_dump(mode="json")
+        if isinstance(network := layer.get("network"), Mapping):
+            network = overlay(below["network"], network)
+            if network["kind"] != below["network"]["kind"]:
+                del below["optimiser"]["lr"]  # it was chosen for the network that is no more
+            below, layer = {**below, "network": None}, {**layer, "network": network}
+        config = RunConfig.parse(merge(below, layer), origin)
     return config
-
-
-def _expanded(layer: Mapping[str, Any]) -> dict[str, Any]:
-    network = layer.get("network")
-    return {**layer, "network": expand_preset(network)} if isinstance(network, Mapping) else dict(layer)

@@ -7,7 +7,7 @@ from pydantic import Field
 from rectiflow.base.config import Config
 from rectiflow.data.config import DataConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
-from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.config import NetworkConfig
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
@@ -54,7 +54,7 @@ class RunConfig(Config):
     Args:
         recipe: name of the recipe it comes from.
         data: what to train on.
-        network: architecture.
+        network: architecture; channels and classes that are None are taken from the data, and written into `run.yaml`.
         flow: schedule, prediction and time shift.
         times: density of training times.
         weight: how the loss weighs a time.
@@ -73,7 +73,7 @@ class RunConfig(Config):
 
     recipe: str
     data: DataConfig
-    network: DiTConfig
+    network: NetworkConfig
     flow: FlowConfig = FlowConfig()
     times: TimesConfig = TimesConfig()
     weight: WeightConfig = WeightConfig()

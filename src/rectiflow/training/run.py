@@ -86,13 +86,11 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
     """
     former = _former(config, folder)
     with _alone_in(folder):
-        return _train(config, former, folder, console)
+        return _train(former or config, former, folder, console)
 
 
 def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: Console) -> Outcome:
-    if former is not None:
-        config = config.model_copy(update={"precision": former.precision})
-    else:
+    if former is None:
         shutil.rmtree(folder / INDEX_NAME, ignore_errors=True)  # of an attempt that was refused before it began
     recover_folder(folder / "model")
     saved = Checkpoints(folder / "checkpoints", config.keep).steps()
@@ -105,7 +103,7 @@ def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: C
     _report(data, console)
     stage = FlowStage(config, data, device)
     precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage))
-    config = config.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"precision": precision, "network": stage.config.network})
     if former is None:
         _probe(stage)  # settings that cannot be trained are refused before they are written down
         write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
@@ -173,7 +171,8 @@ def _former(config: RunConfig, folder: Path) -> RunConfig | None:
             f"{folder} is a run of recipe {former.recipe}, not {config.recipe}; choose another --run, "
             f"or go on with it: rectiflow train --resume {folder}"
         )
-    asked, there = _comparable(config, former), former.model_dump(mode="json")
+    there = former.model_dump(mode="json")
+    asked = _comparable(config.model_dump(mode="json"), there)
     if names := differences(asked, there):
         first = names[0]
         raise InputError(
@@ -184,10 +183,15 @@ def _former(config: RunConfig, folder: Path) -> RunConfig | None:
     return former
 
 
-def _comparable(config: RunConfig, former: RunConfig) -> dict[str, Any]:
-    # A choice left to the machine is no difference from what was then chosen.
-    update = {"precision": former.precision} if config.precision == "auto" else {}
-    return config.model_copy(update=update).model_dump(mode="json")
+def _comparable(asked: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    # A choice left to the machine or to the data is no difference from what was then chosen.
+    values = dict(asked)
+    for name, value in asked.items():
+        if isinstance(value, dict) and isinstance(there.get(name), dict):
+            values[name] = _comparable(value, there[name])
+        elif value in (None, "auto"):
+            values[name] = there.get(name)
+    return values
 
 
 def _at(values: Any, name: str) -> Any:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
 from rectiflow.base.condition import Condition
-from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import ImageSet, to_float
 from rectiflow.data.loader import Loader
@@ -19,7 +18,8 @@ from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
 from rectiflow.flow.times import stratified, time_density
 from rectiflow.flow.weight import LossWeight
-from rectiflow.networks.dit import build
+from rectiflow.networks.build import build
+from rectiflow.networks.config import fitted
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.training.config import RunConfig
 
@@ -61,7 +61,7 @@ class FlowStage(Stage):
     """Flow matching on a labelled set of pictures, with condition dropout.
 
     Args:
-        config: the run.
+        config: the run; the attribute of that name has what its network leaves open taken from the data.
         data: what to train on.
         device: where to train.
         autoencoder: between pictures and what the flow works on; pixel space if left out.
@@ -70,27 +70,25 @@ class FlowStage(Stage):
     def __init__(
         self, config: RunConfig, data: ImageSet, device: torch.device, autoencoder: Autoencoder | None = None
     ) -> None:
+        self.autoencoder = autoencoder or Identity()
+        network = fitted(config.network, self.autoencoder.latent_shape(data.shape)[0], len(data.class_names))
+        config = config.model_copy(update={"network": network})
         self.config, self.data, self.device = config, data, device
         # A network without classes is an unconditional model, whatever labels the data have.
-        self.class_names = data.class_names if config.network.classes else ()
-        for name, asked, there in (
-            ("channels", config.network.channels, data.shape[0]),
-            ("classes", config.network.classes, len(self.class_names)),
-        ):
-            if asked != there:
-                raise InputError(f"network.{name} is {asked}, but the data have {there}; set network.{name}={there}.")
-        self.autoencoder = autoencoder or Identity()
+        self.class_names = data.class_names if network.classes else ()
         self.samples_per_step = config.batch
         self.density = time_density(config.times, config.flow.shift)
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
-        self.flow = Flow.build(build(config.network), config.flow).to(device)
+        self.flow = Flow.build(build(network), config.flow).to(device)
         self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
         self.module = self.flow
 
     def loss(self, step: int) -> Tensor:
         """Mean flow-matching loss over the batch of `step`."""
         config, batch = self.config, torch.arange(self.config.batch)
+        # What a network draws by itself, such as dropout, it draws from torch's generator.
+        torch.manual_seed(int(self._key("network", step).words(torch.zeros(1, dtype=torch.int64), 1)))
         pixels, labels = self.loader(step)
         x = self._latents(pixels, self._key("dequantise", step), batch)
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)

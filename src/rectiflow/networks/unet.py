@@ -1,0 +1,86 @@
+"""The U-Net."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
+from rectiflow.networks.config import UNetConfig, resolved
+from rectiflow.networks.layers import ConditionEmbedding
+from rectiflow.networks.unet_layers import ResidualBlock, group_norm, zeroed
+
+
+class UNet(nn.Module):
+    """Convolutions over ever smaller pictures and back, each level's states handed across (Ronneberger et al. 2015).
+
+    Level i works at H/2^i × W/2^i. Each block on the way up takes, beside its input, the output of a block on the way
+    down. The size is halved by a 2×2 convolution with stride 2, and doubled by a 1×1 convolution, which is cheap where
+    it stands, and repetition. Accepts any height and width that 2^(levels−1) divides, whatever it was trained on.
+
+    Args:
+        config: its settings.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.channels, classes = resolved(config)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        features = 4 * config.width
+
+        def block(before: int, level: int, attention: bool) -> ResidualBlock:
+            heads = config.heads if attention else 0
+            return ResidualBlock((before, widths[level]), features, heads, config.dropout)
+
+        levels = [level for level in range(len(widths)) for _ in range(config.blocks)]
+        down = [block(widths[level], level, 2**level in config.attention) for level in levels]
+        middle = [block(widths[-1], -1, config.middle_attention), block(widths[-1], -1, False)]
+        up = [block(2 * widths[level], level, 2**level in config.attention) for level in reversed(levels)]
+        self.embedding = ConditionEmbedding(classes, features)
+        self.conv_in = nn.Conv2d(self.channels, widths[0], 3, padding=1)
+        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
+        self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
+        self.grow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in pairwise(reversed(widths)))
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = zeroed(nn.Conv2d(widths[0], self.channels, 3, padding=1))
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """x_t B×C×H×W and t B (float32) to B×C×H×W.
+
+        Raises:
+            InputError: 2^(levels−1) does not divide H and W, or the channels differ.
+        """
+        self._check(x_t)
+        c = F.silu(self.embedding(t, condition))
+        x = self.conv_in(x_t.contiguous(memory_format=torch.channels_last))
+        across = []
+        for index, block in enumerate(self.down):
+            level, place = divmod(index, self.config.blocks)
+            if level and place == 0:
+                x = self.shrink[level - 1](x)
+            x = block(x, c)
+            across.append(x)
+        for block in self.middle:
+            x = block(x, c)
+        for index, block in enumerate(self.up):  # from the coarsest level to the finest
+            level, place = divmod(index, self.config.blocks)
+            if level and place == 0:
+                x = F.interpolate(self.grow[level - 1](x), scale_factor=2.0)
+            x = block(torch.cat([x, across.pop()], dim=1), c)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return out
+
+    def _check(self, x_t: Tensor) -> None:
+        _, channels, height, width = x_t.shape
+        part = 2 ** (len(self.config.multipliers) - 1)
+        if channels != self.channels:
+            raise InputError(f"this network takes {self.channels} channels, received {channels}.")
+        if height % part or width % part or height * width == 0:
+            near = f"{max(round(height / part), 1) * part}×{max(round(width / part), 1) * part}"
+            raise InputError(
+                f"{part}, by which {len(self.config.multipliers)} levels shrink a picture, does not divide "
+                f"{height}×{width}; the nearest size is {near}."
+            )

@@ -38,8 +38,12 @@ class Stage(ABC):
     samples_per_step: int
 
     @abstractmethod
-    def loss(self, step: int) -> Tensor:
-        """Mean loss over the batch of `step`, with gradients; a scalar."""
+    def loss(self, step: int, part: slice = slice(None)) -> Tensor:
+        """Mean loss over the batch of `step`, with gradients; a scalar.
+
+        With `part`, a slice of positions in the batch, the share that these have in it: the shares of all parts add up
+        to the mean.
+        """
 
     @abstractmethod
     def held_out(self, module: nn.Module) -> dict[str, float]:
@@ -84,17 +88,17 @@ class FlowStage(Stage):
         self.flow = Flow.build(build(config.network), config.flow).to(device)
         self.module = self.flow
 
-    def loss(self, step: int) -> Tensor:
-        """Mean flow-matching loss over the batch of `step`."""
-        config, batch = self.config, torch.arange(self.config.batch)
-        chosen = batch_indices(step, config.batch, len(self.data.train), config.seed)
+    def loss(self, step: int, part: slice = slice(None)) -> Tensor:
+        """Mean flow-matching loss over the batch of `step`, or the share of a part of it."""
+        config, batch = self.config, torch.arange(self.config.batch)[part]
+        chosen = batch_indices(step, config.batch, len(self.data.train), config.seed)[part]
         x = self._latents(self.data.train.pixels[chosen], self._key("dequantise", step), batch)
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
         t = shift(stratified(self.density, self._key("time", step), batch, config.batch), config.flow.shift)
         dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
         condition = self._condition(self.data.train.labels[chosen])
         condition = condition.drop(dropped.to(self.device)) if condition is not None else None
-        return flow_matching_loss(self.flow, x, t, z, condition).mean()
+        return flow_matching_loss(self.flow, x, t, z, condition).sum() / config.batch
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
         """Mean loss of the held-out samples, each at its own fixed (t, z)."""

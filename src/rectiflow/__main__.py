@@ -10,11 +10,13 @@ from dataclasses import fields
 import tyro
 
 from rectiflow.base.errors import InputError, near_miss, unknown
+from rectiflow.cli.average import Average
 from rectiflow.cli.info import Info
 from rectiflow.cli.sample import Sample
 from rectiflow.cli.train import Train
 
-COMMANDS: dict[str, type[Train | Sample | Info]] = {"train": Train, "sample": Sample, "info": Info}
+Command = Train | Sample | Info | Average
+COMMANDS: dict[str, type[Command]] = {"train": Train, "sample": Sample, "info": Info, "average": Average}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(arguments: list[str]) -> Train | Sample | Info:
+def _parse(arguments: list[str]) -> Command:
     name = arguments[0]
     if not name.startswith("-") and name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
-    subcommands: dict[str, Callable[..., Train | Sample | Info]] = {**COMMANDS}
+    subcommands: dict[str, Callable[..., Command]] = {**COMMANDS}
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):

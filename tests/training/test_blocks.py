@@ -142,7 +142,8 @@ def test_a_network_without_blocks_is_compiled_whole(traced):
 
 
 @pytest.mark.parametrize(
-    "setting", ["optimiser.kind=muon", "accumulate=3", "activation_checkpointing=true", "compile=true"]
+    "setting",
+    ["optimiser.kind=muon", "accumulate=3", "activation_checkpointing=true", "compile=true", "ema.kind=power"],
 )
 def test_resumed_with_a_switch_is_never_stopped_bit_for_bit(setting, tmp_path, monkeypatch, traced):
     config = resolve("digits", settings=[*SMALL, setting])

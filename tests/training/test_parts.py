@@ -3,39 +3,15 @@
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
 from rectiflow.pipeline import Pipeline, Request
-from rectiflow.training.ema import Ema
 from rectiflow.training.log import RunLog, last_metrics
 from rectiflow.training.precision import resolve_device, resolve_precision
 from rectiflow.training.stages import FlowStage
 
 CPU = torch.device("cpu")
-
-
-def test_ema_closed_form():
-    module, decay = nn.Linear(1, 1, bias=False), 0.4
-    nn.init.constant_(module.weight, 1.0)
-    ema = Ema(module, decay)
-    average = 1.0
-    for step in range(12):
-        nn.init.constant_(module.weight, float(step))
-        ema.update(module, step)
-        d = min(decay, (1 + step) / (10 + step))
-        average = d * average + (1 - d) * step
-    assert float(ema.module.weight) == pytest.approx(average, rel=1e-6)
-    assert not ema.module.weight.requires_grad
-
-
-def test_no_average_is_the_weights_themselves():
-    module = nn.Linear(2, 2)
-    ema = Ema(module, 0.0)
-    nn.init.normal_(module.weight)
-    ema.update(module, 0)
-    assert torch.equal(ema.module.weight, module.weight)
 
 
 def test_precision_is_measured_where_the_hardware_has_it(monkeypatch):

@@ -1,6 +1,6 @@
 """Settings of a training run. Never imports torch."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,27 @@ class OptimiserConfig(Config):
     clip: float = Field(1.0, ge=0)
 
 
+class EmaConfig(Config):
+    """The average of the weights that becomes the model. A number stands for the decay of an exponential one.
+
+    Args:
+        kind: "exponential", or "power" (Karras et al. 2024): averages over a share of the training so far, of which any
+            other length can be put together afterwards (`rectiflow average`).
+        decay: of the exponential one, in [0, 1); 0 is the weights themselves.
+        lengths: σ_rel of the power averages, their standard deviation as a share of the steps; the first becomes the
+            model.
+    """
+
+    kind: Literal["exponential", "power"] = "exponential"
+    decay: float = Field(0.999, ge=0, lt=1)
+    lengths: tuple[Annotated[float, Field(gt=0, lt=0.28)], ...] = Field((0.05, 0.1), min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_decay(cls, values: Any) -> Any:
+        return {"decay": values} if isinstance(values, int | float) else values
+
+
 class EveryConfig(Config):
     """Steps between events; 0 is never. The last step has each of them that is not 0.
 
@@ -47,12 +68,14 @@ class EveryConfig(Config):
         held_out: the loss on held-out data.
         preview: a grid of samples in `samples/`.
         save: a checkpoint and the model.
+        average: a snapshot of each power average (`ema.kind`), of which any other length can be made.
     """
 
     log: int = Field(20, ge=1)
     held_out: int = Field(200, ge=0)
     preview: int = Field(500, ge=0)
     save: int = Field(500, ge=0)
+    average: int = Field(200, ge=0)
 
 
 class RunConfig(Config):
@@ -69,7 +92,7 @@ class RunConfig(Config):
         batch: samples in a step.
         accumulate: parts that a step's batch is taken in, one after another, for less memory; the step is the same.
         optimiser: AdamW or Muon, and the rate.
-        ema: decay of the exponential moving average that becomes the model, in [0, 1); 0 is the weights themselves.
+        ema: the average of the weights that becomes the model; a number is the decay of an exponential one.
         every: steps between logs, checks, previews and checkpoints.
         keep: checkpoints kept, the newest.
         seed: any integer.
@@ -91,7 +114,7 @@ class RunConfig(Config):
     batch: int = Field(128, ge=1)
     accumulate: int = Field(1, ge=1)
     optimiser: OptimiserConfig = OptimiserConfig()
-    ema: float = Field(0.999, ge=0, lt=1)
+    ema: EmaConfig = EmaConfig()
     every: EveryConfig = EveryConfig()
     keep: int = Field(2, ge=1)
     seed: int = 0

@@ -17,9 +17,10 @@ from rectiflow.base.errors import InputError
 from rectiflow.data.pictures import save_png
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import RunConfig
-from rectiflow.training.ema import Ema
+from rectiflow.training.ema import weight_average
 from rectiflow.training.log import RunLog
 from rectiflow.training.optimiser import learning_rate, optimisers
+from rectiflow.training.post_hoc import save_snapshot
 from rectiflow.training.precision import autocast
 from rectiflow.training.stages import Stage
 
@@ -69,7 +70,7 @@ class Trainer:
         assert config.precision != "auto"
         self.stage, self.config, self.folder, self.device = stage, config, folder, device
         self.optimisers = optimisers(stage.module, config.optimiser)
-        self.ema = Ema(stage.module, config.ema)
+        self.ema = weight_average(stage.module, config.ema)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         self.step = 0
         self._pending: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step not yet looked at
@@ -86,7 +87,7 @@ class Trainer:
             state = self._state()
             self.checkpoints.load(saved[-1], state)
             self.stage.module.load_state_dict(state["module"])
-            self.ema.module.load_state_dict(state["ema"])
+            self.ema.load(state["ema"])
             set_optimizer_state_dict(self.stage.module, self.optimisers, optim_state_dict=state["optimiser"])
             self.step = state["step"]
         return self.step
@@ -108,6 +109,10 @@ class Trainer:
                 log.show(self.step)
             if self._due(every.held_out):
                 log.write(self.step, self.stage.held_out(self.ema.module))
+            if self.ema.by_length and self._due(every.average):
+                self._look()
+                for length, module in self.ema.by_length.items():
+                    save_snapshot(self.folder, self.step, length, module)
             if self._due(every.preview):
                 self._preview()
             if self._due(every.save) or interrupt.asked:
@@ -180,7 +185,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         return {
             "module": self.stage.module.state_dict(),
-            "ema": self.ema.module.state_dict(),
+            "ema": self.ema.state(),
             "optimiser": get_optimizer_state_dict(self.stage.module, self.optimisers),
             "step": self.step,
         }

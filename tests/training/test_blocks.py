@@ -1,6 +1,7 @@
 """What is applied to a network from outside changes memory and time, and nothing else."""
 
 import copy
+from typing import final
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from rectiflow.recipes.registry import resolve
 from rectiflow.training.blocks import apply_switches, repeated_blocks
 from rectiflow.training.ema import Ema
 from rectiflow.training.run import read_run, train
-from rectiflow.training.stages import FlowStage
+from rectiflow.training.stages import FlowStage, Stage
+from rectiflow.training.trainer import Trainer, parts
 from tests.conftest import SMALL
 from tests.training.test_run import same, state, stop_at
 
@@ -32,6 +34,28 @@ class Convolutional(nn.Module):
         for block in self.blocks:
             x = x + torch.nn.functional.silu(block(x))
         return x
+
+
+@final
+class Pictures(Stage):
+    """A network of convolutions that learns to mirror pictures."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module, self.samples_per_step = Convolutional(), 8
+
+    def loss(self, step, part=slice(None)):
+        x = torch.randn(8, 4, 6, 5, generator=torch.Generator().manual_seed(step))[part]
+        return ((self.module(x) - x.flip(-1)) ** 2).mean((1, 2, 3)).sum() / 8
+
+    def held_out(self, module):
+        return {}
+
+    def preview(self, module):
+        raise NotImplementedError
+
+    def save(self, module, folder, step):
+        pass
 
 
 def random_stage(*settings):
@@ -112,6 +136,33 @@ def test_channels_last_is_the_same_convolution():
     assert torch.allclose(average.module(x), plain(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("switch", ["channels_last", "activation_checkpointing"])
+@pytest.mark.parametrize("ema", ["ema.kind=power", "ema.decay=0.9"])
+def test_convolutions_resume_bit_for_bit(switch, ema, tmp_path):
+    config = resolve("digits", settings=[*SMALL, f"{switch}=true", ema, "accumulate=2"])
+
+    def trainer(folder):
+        stage = Pictures()
+        apply_switches(stage.module, config)
+        return Trainer(stage, config, tmp_path / folder, CPU)
+
+    def advance(subject, count):
+        for _ in range(count):
+            subject._train(subject.step)
+            subject.step += 1
+        subject.save()
+        return subject
+
+    whole = advance(trainer("whole"), 5)
+    advance(trainer("stopped"), 2)
+    resumed = trainer("stopped")
+    assert resumed.restore() == 2
+    assert same(advance(resumed, 3)._state(), whole._state())
+    wanted = torch.channels_last if switch == "channels_last" else torch.contiguous_format
+    for module in (resumed.stage.module, resumed.ema.module):
+        assert all(block.weight.is_contiguous(memory_format=wanted) for block in module.blocks)
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """`torch.compile` without the C++ compiler behind it, counting what it is asked for."""
@@ -172,8 +223,6 @@ def test_a_compiler_that_fails_is_one_line(small, tmp_path, monkeypatch):
 @pytest.mark.parametrize("accumulate", [2, 3, 8])
 def test_parts_of_a_batch_add_up_to_the_step(accumulate):
     """Equal gradients: the draws of a position do not depend on the part it is taken in."""
-    from rectiflow.training.trainer import parts
-
     whole, stage = random_stage(), random_stage(f"accumulate={accumulate}")
     expected, total = gradients(whole), 0.0
     for part in parts(stage.config):

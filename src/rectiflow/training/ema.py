@@ -93,11 +93,12 @@ class PowerEma(WeightAverage):
     def __init__(self, module: nn.Module, lengths: tuple[float, ...]) -> None:
         self.by_length = {length: _follower(module) for length in lengths}
         self.module = self.by_length[lengths[0]]
+        self._powers = {length: exponent(length) + 1 for length in lengths}
 
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the weights after optimiser step `step` (from 0)."""
         for length, average in self.by_length.items():
-            _move(average, module, 1 - (step / (step + 1)) ** (exponent(length) + 1))
+            _move(average, module, 1 - (step / (step + 1)) ** self._powers[length])
 
     def state(self) -> dict[str, Any]:
         """The averaged weights of each length."""

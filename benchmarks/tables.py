@@ -53,7 +53,35 @@ def dropout(result: dict) -> str:
     return f"{table(['condition dropout', *FIGURES], rows)}\n\n`{result['command']}`"
 
 
-TABLES = {"digits": digits, "speed": speed, "dropout": dropout}
+def switches(result: dict) -> str:
+    machine, settings = result["machine"], result["settings"]
+    speeds = [
+        [
+            f"`{name}`" if "=" in name else name,
+            f"{found['images_per_second']:.0f}",
+            f"{found['ratio']:.2f} ({min(found['ratios']):.2f} to {max(found['ratios']):.2f})",
+            f"{found['kept_megabytes']:.0f}",
+        ]
+        for name, found in result["speed"].items()
+    ]
+    losses = [
+        [name, f"{found['mean']:.4f}", ", ".join(f"{loss:.4f}" for loss in found["each"])]
+        for name, found in result["loss"].items()
+    ]
+    where = (
+        f"{machine['processor']}, {machine['threads']} thread, {machine['instructions']}, torch {machine['torch']}, "
+        f"load average {result['load_average'][0]:.1f} on {machine['cores']} cores"
+    )
+    return "\n\n".join(
+        [
+            table(["switch", "images/s", "to the baseline's (least to most)", "kept, MB"], speeds),
+            table([f"digits, {settings['steps']} steps", "held-out loss", "each seed"], losses),
+            f"`{result['command']}` on {where}; medians of {settings['pairs']} pairs.",
+        ]
+    )
+
+
+TABLES = {"digits": digits, "speed": speed, "dropout": dropout, "switches": switches}
 
 
 def filled(text: str) -> str:

@@ -123,6 +123,8 @@ def test_train_again_and_resume(run, capsys):
         (["sample", "RUN", "--out", "x.jpeg"], ["x.jpeg", ".png or .npz"]),
         (["sample", "RUN", "--out", "x.npz", "--filmstrip", "4"], ["--filmstrip"]),
         (["sample", "RUN", "--device", "cud"], ["unknown device 'cud'", "Did you mean 'cuda'"]),
+        (["average", "RUN", "--length", "0.1", "--out", "x"], ["no snapshots of power averages", "ema.kind=power"]),
+        (["average", "RUN", "--length", "0.1"], ["--out", "rectiflow average --help"]),
         (["info", "nowhere"], ["no run or model at nowhere"]),
     ],
 )

@@ -3,60 +3,17 @@
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.recipes.registry import resolve
-from rectiflow.training.config import OptimiserConfig
-from rectiflow.training.ema import Ema
 from rectiflow.training.log import RunLog, last_metrics
-from rectiflow.training.optimiser import adamw, learning_rate
 from rectiflow.training.precision import resolve_device, resolve_precision
 from rectiflow.training.stages import FlowStage
 from tests.conftest import SMALL
 
 CPU = torch.device("cpu")
-
-
-def test_learning_rate_rises_then_falls():
-    config = OptimiserConfig(lr=2.0, warmup=4, decay="linear")
-    rates = [learning_rate(config, step, 12) for step in range(12)]
-    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
-    assert rates[4:] == pytest.approx([2 - 0.25 * i for i in range(8)])
-    cosine = [learning_rate(config.model_copy(update={"decay": "cosine"}), step, 12) for step in (4, 8, 11)]
-    assert cosine[0] == 2.0
-    assert cosine[1] == pytest.approx(1.0)
-    assert 0 < cosine[2] < 0.1
-    assert learning_rate(config.model_copy(update={"decay": "constant"}), 11, 12) == 2.0
-
-
-def test_ema_closed_form():
-    module, decay = nn.Linear(1, 1, bias=False), 0.4
-    nn.init.constant_(module.weight, 1.0)
-    ema = Ema(module, decay)
-    average = 1.0
-    for step in range(12):
-        nn.init.constant_(module.weight, float(step))
-        ema.update(module, step)
-        d = min(decay, (1 + step) / (10 + step))
-        average = d * average + (1 - d) * step
-    assert float(ema.module.weight) == pytest.approx(average, rel=1e-6)
-    assert not ema.module.weight.requires_grad
-
-
-def test_no_average_is_the_weights_themselves():
-    module = nn.Linear(2, 2)
-    ema = Ema(module, 0.0)
-    nn.init.normal_(module.weight)
-    ema.update(module, 0)
-    assert torch.equal(ema.module.weight, module.weight)
-
-
-def test_adamw_takes_the_settings():
-    group = adamw(nn.Linear(2, 2), OptimiserConfig(betas=(0.8, 0.9), weight_decay=0.1)).param_groups[0]
-    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.1)
 
 
 def test_precision_is_measured_where_the_hardware_has_it(monkeypatch):

@@ -190,7 +190,8 @@ def test_resolved_precision_is_written_and_kept(small, tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_model(small, tmp_path, monkeypatch):
     original = FlowStage.loss
-    monkeypatch.setattr(FlowStage, "loss", lambda self, step: original(self, step) * (float("nan") if step == 4 else 1))
+    nan = float("nan")
+    monkeypatch.setattr(FlowStage, "loss", lambda self, step, part: original(self, step) * (nan if step == 4 else 1))
     with pytest.raises(InputError, match=r"loss nan .* at step 5.*after step 3"):
         train(small, tmp_path, QUIET)
     assert Pipeline.load(tmp_path).training["step"] == 3
@@ -203,8 +204,8 @@ def test_a_gradient_that_is_not_finite_stops_too(small, tmp_path, monkeypatch):
     """The loss of the step is fine, and a save follows at once: the poisoned weights must not be saved."""
     original = FlowStage.loss
 
-    def loss(self, step):
-        value = original(self, step)
+    def loss(self, step, part):
+        value = original(self, step, part)
         if step == 2:
             value.register_hook(lambda gradient: gradient * float("inf"))
         return value

@@ -73,6 +73,11 @@ class UNet(nn.Module):
         out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return out
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks, in the order in which they work."""
+        return [*self.down, *self.middle, *self.up]
+
     def _check(self, x_t: Tensor) -> None:
         _, channels, height, width = x_t.shape
         part = 2 ** (len(self.config.multipliers) - 1)

@@ -2,7 +2,7 @@
 
 from rectiflow.data.config import DataConfig
 from rectiflow.networks.config import DiTConfig
-from rectiflow.training.config import EveryConfig, OptimiserConfig, RunConfig
+from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig, RunConfig
 
 
 def digits() -> RunConfig:
@@ -20,6 +20,6 @@ def digits() -> RunConfig:
         steps=2000,
         batch=128,
         optimiser=OptimiserConfig(lr=2e-2, warmup=100, decay="linear"),
-        ema=0.985,
+        ema=EmaConfig(decay=0.985),
         every=EveryConfig(log=50, held_out=500, preview=1000, save=1000),
     )

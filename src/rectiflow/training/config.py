@@ -1,8 +1,8 @@
 """Settings of a training run. Never imports torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 from rectiflow.data.config import DataConfig
@@ -13,23 +13,51 @@ PrecisionName = Literal["auto", "float32", "bfloat16"]
 
 
 class OptimiserConfig(Config):
-    """AdamW with warm-up, decay and clipping.
+    """The optimiser, with warm-up, decay and clipping.
 
     Args:
+        kind: "adamw", or "muon" for the hidden matrices of the blocks with AdamW for the rest, at one rate for both.
         lr: peak learning rate.
-        betas: decay of the two moments.
+        betas: decay of AdamW's two moments.
+        momentum: decay of Muon's one moment.
         weight_decay: decoupled decay; 0 is none.
         warmup: steps over which the rate rises from 0.
-        decay: how the rate falls from the end of the warm-up to the last step.
+        decay: how the rate falls from the end of the warm-up to the last step; "trapezoid" stays at its peak and falls
+            over the last `decay_share` of the steps, in a line.
+        decay_share: of "trapezoid", in (0, 1].
         clip: greatest norm of the gradient; 0 is no clipping.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    momentum: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)
-    decay: Literal["constant", "linear", "cosine"] = "linear"
+    decay: Literal["constant", "linear", "cosine", "trapezoid"] = "linear"
+    decay_share: float = Field(0.2, gt=0, le=1)
     clip: float = Field(1.0, ge=0)
+
+
+class EmaConfig(Config):
+    """The average of the weights that becomes the model. A number stands for the decay of an exponential one.
+
+    Args:
+        kind: "exponential", or "power" (Karras et al. 2024): averages over a share of the training so far, of which any
+            other length can be put together afterwards (`rectiflow average`).
+        decay: of the exponential one, in [0, 1); 0 is the weights themselves.
+        lengths: σ_rel of the power averages, their standard deviation as a share of the steps; the first becomes the
+            model.
+    """
+
+    kind: Literal["exponential", "power"] = "exponential"
+    decay: float = Field(0.999, ge=0, lt=1)
+    lengths: tuple[Annotated[float, Field(gt=0, lt=0.28)], ...] = Field((0.05, 0.1), min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_decay(cls, values: Any) -> Any:
+        return {"decay": values} if isinstance(values, int | float) else values
 
 
 class EveryConfig(Config):
@@ -40,12 +68,14 @@ class EveryConfig(Config):
         held_out: the loss on held-out data.
         preview: a grid of samples in `samples/`.
         save: a checkpoint and the model.
+        average: a snapshot of each power average (`ema.kind`), of which any other length can be made.
     """
 
     log: int = Field(20, ge=1)
     held_out: int = Field(200, ge=0)
     preview: int = Field(500, ge=0)
     save: int = Field(500, ge=0)
+    average: int = Field(200, ge=0)
 
 
 class RunConfig(Config):
@@ -61,14 +91,18 @@ class RunConfig(Config):
         condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
         steps: optimiser steps in all.
         batch: samples in a step.
-        optimiser: AdamW and its rate.
-        ema: decay of the exponential moving average that becomes the model, in [0, 1); 0 is the weights themselves.
+        accumulate: parts that a step's batch is taken in, one after another, for less memory; the step is the same.
+        optimiser: AdamW or Muon, and the rate.
+        ema: the average of the weights that becomes the model; a number is the decay of an exponential one.
         every: steps between logs, checks, previews and checkpoints.
         keep: checkpoints kept, the newest.
         seed: any integer.
         precision: "auto" measures float32 against bfloat16 autocast; the choice is written into `run.yaml`.
         device: "auto", "cpu", "cuda" or "mps".
         threads: CPU threads; 0 leaves torch's choice.
+        compile: compile the network (`torch.compile`), block by block if it has blocks.
+        channels_last: keep the kernels of convolutions, and so their pictures, with the channels last in memory.
+        activation_checkpointing: keep only each block's input for the backward pass and compute the rest again there.
     """
 
     recipe: str
@@ -80,11 +114,21 @@ class RunConfig(Config):
     condition_dropout: float = Field(0.1, ge=0, le=1)
     steps: int = Field(1000, ge=1)
     batch: int = Field(128, ge=1)
+    accumulate: int = Field(1, ge=1)
     optimiser: OptimiserConfig = OptimiserConfig()
-    ema: float = Field(0.999, ge=0, lt=1)
+    ema: EmaConfig = EmaConfig()
     every: EveryConfig = EveryConfig()
     keep: int = Field(2, ge=1)
     seed: int = 0
     precision: PrecisionName = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int = Field(0, ge=0)
+    compile: bool = False
+    channels_last: bool = False
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.accumulate > self.batch:
+            raise ValueError(f"accumulate {self.accumulate} takes more parts than a batch of {self.batch} has samples")
+        return self

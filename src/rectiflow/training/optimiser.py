@@ -1,17 +1,56 @@
-"""AdamW and its learning rate as a function of the step."""
+"""Optimisers, what each of them moves, and their learning rate as a function of the step."""
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from rectiflow.base.errors import InputError
+from rectiflow.training.blocks import repeated_blocks
 from rectiflow.training.config import OptimiserConfig
 
 
-def adamw(module: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW in its fused kernel."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+def optimisers(module: nn.Module, config: OptimiserConfig) -> tuple[torch.optim.Optimizer, ...]:
+    """The optimisers that together move every trained parameter of `module`, each parameter by one of them.
+
+    Muon (Jordan et al. 2024) moves a hidden matrix along the nearest semi-orthogonal matrix to its averaged gradient;
+    steps are scaled by 0.2·√max(rows, columns), so that their root mean square is AdamW's (Liu et al. 2025) and one
+    rate serves both.
+
+    Raises:
+        InputError: Muon is asked for, and the network has no hidden matrices.
+    """
+    trained: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+    if config.kind == "adamw":
+        return (_adamw(trained, config),)
+    matrices = hidden_matrices(module)
+    if not matrices:
+        raise InputError(
+            "optimiser.kind is muon, but the network has no linear maps in repeated blocks; set optimiser.kind=adamw."
+        )
+    chosen = {id(p) for p in matrices}
+    muon = torch.optim.Muon(
+        matrices,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return muon, _adamw([p for p in trained if id(p) not in chosen], config)
+
+
+def hidden_matrices(module: nn.Module) -> list[Tensor]:
+    """What Muon is for: the weight of each linear map in a repeated block, save those named `modulation`.
+
+    A modulation reads the condition, not hidden features, and starts at zero. Kernels of convolutions, embeddings,
+    biases and everything outside of the blocks are no hidden matrices.
+    """
+    return [
+        layer.weight
+        for block in repeated_blocks(module)
+        for name, layer in block.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad and "modulation" not in name.split(".")
+    ]
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -26,3 +65,9 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
             return config.lr * (1 - done)
         case "cosine":
             return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+        case "trapezoid":
+            return config.lr * min(1.0, (steps - step) / (config.decay_share * steps))
+
+
+def _adamw(parameters: list[Tensor], config: OptimiserConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)

@@ -18,12 +18,13 @@ from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.data.images import ImageSet
 from rectiflow.data.sets import open_set
 from rectiflow.flow.weight import weight_at_log_snrs
+from rectiflow.training.blocks import apply_switches
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import RunConfig
 from rectiflow.training.log import RunLog, last_metrics
 from rectiflow.training.precision import resolve_device, resolve_precision
 from rectiflow.training.stages import FlowStage
-from rectiflow.training.trainer import Interrupt, Trainer
+from rectiflow.training.trainer import Interrupt, Trainer, parts
 
 CONFIG_NAME = "run.yaml"
 INDEX_NAME = "data"
@@ -102,10 +103,11 @@ def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: C
     data = open_set(config.data, folder / INDEX_NAME)
     _report(data, console)
     stage = FlowStage(config, data, device)
-    precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage))
+    apply_switches(stage.module, config)
+    precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage, config))
     config = config.model_copy(update={"precision": precision, "network": stage.config.network})
     if former is None:
-        _probe(stage)  # settings that cannot be trained are refused before they are written down
+        _probe(stage, config)  # settings that cannot be trained are refused before they are written down
         write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
     trainer = Trainer(stage, config, folder, device)
     start = trainer.restore()
@@ -200,6 +202,12 @@ def _at(values: Any, name: str) -> Any:
     return values
 
 
-def _probe(stage: FlowStage) -> None:
-    stage.loss(0).backward()
+def _probe(stage: FlowStage, config: RunConfig) -> None:
+    try:
+        stage.loss(0, parts(config)[0]).backward()
+    except RuntimeError as error:
+        if not config.compile or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise InputError(f"compile=true does not work on this machine ({reason}); set compile=false.") from error
     stage.module.zero_grad(set_to_none=True)

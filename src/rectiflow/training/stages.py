@@ -40,8 +40,12 @@ class Stage(ABC):
     samples_per_step: int
 
     @abstractmethod
-    def loss(self, step: int) -> Tensor:
-        """Mean loss over the batch of `step`, with gradients; a scalar."""
+    def loss(self, step: int, part: slice = slice(None)) -> Tensor:
+        """Mean loss over the batch of `step`, with gradients; a scalar.
+
+        With `part`, a slice of positions in the batch, the share that these have in it: the shares of all parts add up
+        to the mean.
+        """
 
     @abstractmethod
     def held_out(self, module: nn.Module) -> dict[str, float]:
@@ -84,19 +88,19 @@ class FlowStage(Stage):
         self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
         self.module = self.flow
 
-    def loss(self, step: int) -> Tensor:
-        """Mean flow-matching loss over the batch of `step`."""
-        config, batch = self.config, torch.arange(self.config.batch)
+    def loss(self, step: int, part: slice = slice(None)) -> Tensor:
+        """Mean flow-matching loss over the batch of `step`, or the share of a part of it."""
+        config, batch = self.config, torch.arange(self.config.batch)[part]
         # What a network draws by itself, such as dropout, it draws from torch's generator.
-        torch.manual_seed(int(self._key("network", step).words(torch.zeros(1, dtype=torch.int64), 1)))
-        pixels, labels = self.loader(step)
+        torch.manual_seed(int(self._key("network", step).words(batch[:1], 1)))
+        pixels, labels = (whole[part] for whole in self.loader(step))
         x = self._latents(pixels, self._key("dequantise", step), batch)
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
         t = stratified(self.density, self._key("time", step), batch, config.batch)
         dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
         condition = self._condition(labels)
         condition = condition.drop(dropped.to(self.device)) if condition is not None else None
-        return flow_matching_loss(self.flow, x, t, z, condition, self.weight).mean()
+        return flow_matching_loss(self.flow, x, t, z, condition, self.weight).sum() / config.batch
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
         """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""

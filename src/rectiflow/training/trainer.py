@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -16,11 +17,18 @@ from rectiflow.base.errors import InputError
 from rectiflow.data.pictures import save_png
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import RunConfig
-from rectiflow.training.ema import Ema
+from rectiflow.training.ema import weight_average
 from rectiflow.training.log import RunLog
-from rectiflow.training.optimiser import adamw, learning_rate
+from rectiflow.training.optimiser import learning_rate, optimisers
+from rectiflow.training.post_hoc import save_snapshot
 from rectiflow.training.precision import autocast
 from rectiflow.training.stages import Stage
+
+
+def parts(config: RunConfig) -> list[slice]:
+    """The `accumulate` parts of a batch, as slices of its positions; they differ by at most one sample."""
+    bounds = [config.batch * part // config.accumulate for part in range(config.accumulate + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 @final
@@ -61,8 +69,8 @@ class Trainer:
     def __init__(self, stage: Stage, config: RunConfig, folder: Path, device: torch.device) -> None:
         assert config.precision != "auto"
         self.stage, self.config, self.folder, self.device = stage, config, folder, device
-        self.optimiser = adamw(stage.module, config.optimiser)
-        self.ema = Ema(stage.module, config.ema)
+        self.optimisers = optimisers(stage.module, config.optimiser)
+        self.ema = weight_average(stage.module, config.ema)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         self.step = 0
         self._pending: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step not yet looked at
@@ -79,8 +87,8 @@ class Trainer:
             state = self._state()
             self.checkpoints.load(saved[-1], state)
             self.stage.module.load_state_dict(state["module"])
-            self.ema.module.load_state_dict(state["ema"])
-            set_optimizer_state_dict(self.stage.module, self.optimiser, optim_state_dict=state["optimiser"])
+            self.ema.load(state["ema"])
+            set_optimizer_state_dict(self.stage.module, self.optimisers, optim_state_dict=state["optimiser"])
             self.step = state["step"]
         return self.step
 
@@ -101,6 +109,10 @@ class Trainer:
                 log.show(self.step)
             if self._due(every.held_out):
                 log.write(self.step, self.stage.held_out(self.ema.module))
+            if self.ema.by_length and self._due(every.average):
+                self._look()
+                for length, module in self.ema.by_length.items():
+                    save_snapshot(self.folder, self.step, length, module)
             if self._due(every.preview):
                 self._preview()
             if self._due(every.save) or interrupt.asked:
@@ -120,16 +132,22 @@ class Trainer:
 
     def _train(self, step: int) -> tuple[Tensor, Tensor]:
         config = self.config.optimiser
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(config, step, self.config.steps)
-        self.optimiser.zero_grad(set_to_none=True)
-        with autocast(self.device, self.config.precision):
-            loss = self.stage.loss(step)
-        loss.backward()
+        rate = learning_rate(config, step, self.config.steps)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+        losses = []
+        for part in parts(self.config):
+            with autocast(self.device, self.config.precision):
+                loss = self.stage.loss(step, part)
+            loss.backward()
+            losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.stage.module.parameters(), config.clip or math.inf)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.ema.update(self.stage.module, step)
-        return loss.detach(), norm.detach()
+        return torch.stack(losses).sum(), norm.detach()
 
     def _look(self) -> dict[str, float]:
         """Means since the last look; the device is asked only here."""
@@ -167,7 +185,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         return {
             "module": self.stage.module.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "optimiser": get_optimizer_state_dict(self.stage.module, self.optimiser),
+            "ema": self.ema.state(),
+            "optimiser": get_optimizer_state_dict(self.stage.module, self.optimisers),
             "step": self.step,
         }

@@ -64,10 +64,10 @@ def switches(result: dict) -> str:
         ]
         for name, found in result["speed"].items()
     ]
-    losses = [
-        [name, f"{found['mean']:.4f}", ", ".join(f"{loss:.4f}" for loss in found["each"])]
-        for name, found in result["loss"].items()
-    ]
+    losses = []
+    for name, found in result["loss"].items():
+        each = ", ".join(f"{loss:.4f}" for loss in found["each"])
+        losses.append([name.replace(" of length 0.05, length", " of length"), f"{found['mean']:.4f}", each])
     where = (
         f"{machine['processor']}, {machine['threads']} thread, {machine['instructions']}, torch {machine['torch']}, "
         f"load average {result['load_average'][0]:.1f} on {machine['cores']} cores"

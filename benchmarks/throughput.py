@@ -1,8 +1,8 @@
 """Training and sampling beside diffusers, in one run: python benchmarks/throughput.py [ROUNDS] [SECONDS]
 
 Every side trains the same objective on the same batches with the same optimiser. In each of ROUNDS rounds each side
-takes its turn (the order turns round), a few steps at a time; medians count. Then the fastest of either side train for
-SECONDS of their own time each, in slices, and are compared by their held-out loss.
+takes its turn (the order turns round), a few steps at a time; medians count. Then the fastest of either side train from
+fresh weights for SECONDS of their own time each, in slices, at two learning rates, and are compared by held-out loss.
 """
 
 import statistics
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers import DDIMScheduler
-from rectiflow.networks.build import build
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,15 +24,16 @@ from rectiflow.data.builtin import digit_scenes
 from rectiflow.data.images import to_float
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
+from rectiflow.networks.build import build
 from rectiflow.networks.config import DiTConfig, UNetConfig
 from rectiflow.sampling.cores import over_cores
 from rectiflow.sampling.guidance import ClassifierFree
 from rectiflow.sampling.sample import sample
 from rectiflow.sampling.solvers import solver
 
-BATCH, STEPS_A_TURN, LR = 32, 3, 5e-4
+BATCH, STEPS_A_TURN, RATES = 32, 2, (5e-4, 2e-3)
 DIT = DiTConfig(channels=4, classes=CLASSES, patch=2, width=256, depth=6, heads=8)
-UNET = UNetConfig(channels=3, classes=CLASSES)
+UNET = UNetConfig(channels=3, classes=CLASSES, width=32, multipliers=(1, 2, 4, 5))
 Data = tuple[Tensor, Tensor]  # pictures and labels
 SHAPES = {"dit": (4, 16, 16), "unet": (3, 32, 32)}
 
@@ -54,22 +54,29 @@ class Side:
     """One network under one set of settings."""
 
     name: str
-    network: nn.Module
+    make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
     bfloat16: bool = False
     compiled: bool = False
     channels_last: bool = False
+    rate: float = RATES[0]
     rates: list[float] = field(default_factory=list)
     step: int = 0
     spent: float = 0.0
 
     def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.network = self.make()
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if self.compiled:
             self.network.compile()
         self.flow = Flow(self.network)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0)
+
+    def renewed(self, rate: float) -> "Side":
+        """The same from fresh weights, at another learning rate."""
+        return Side(self.name, self.make, self.shape, self.bfloat16, self.compiled, self.channels_last, rate)
 
     def loss(self, x: Tensor, labels: Tensor, key: str, number: int) -> Tensor:
         index = torch.arange(len(x)) + number * BATCH
@@ -112,13 +119,12 @@ def sides(kind: str) -> list[Side]:
     if torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX", "SVE")):
         settings += [{"bfloat16": True}, {"bfloat16": True, "compiled": True}]
     if kind == "unet":
-        settings += [{"channels_last": True}, {"channels_last": True, "compiled": True}]
+        settings += [{"compiled": True, "channels_last": True}]
     made = []
     for setting in settings:
         words = " ".join(["bf16" if setting.get("bfloat16") else "fp32", *(k for k in setting if k != "bfloat16")])
         for owner, make in (("rectiflow", lambda: build(ours)), ("diffusers", theirs)):
-            torch.manual_seed(0)
-            made.append(Side(f"{owner} {words}", make(), shape, **setting))
+            made.append(Side(f"{owner} {words}", make, shape, **setting))
     return made
 
 
@@ -133,15 +139,20 @@ def alternate(sides: list[Side], rounds: int, data: Data) -> None:
             side.rates.append(STEPS_A_TURN * BATCH / (side.spent - before))
 
 
-def equal_seconds(pair: list[Side], seconds: float, data: Data, held_out: Data) -> dict:
-    for side in pair:
+def equal_seconds(sides: list[Side], seconds: float, data: Data, held_out: Data) -> dict[str, object]:
+    """Held-out loss of each side after as many seconds of its own, from fresh weights, at each of `RATES`."""
+    fresh = [(side.name, side.renewed(rate)) for rate in RATES for side in sides]
+    for _, side in fresh:
+        side.train(data)  # warm-up, and compilation
         side.spent = 0.0
-    slices = 10
-    for part in range(1, slices + 1):
-        for side in pair:
-            while side.spent < seconds * part / slices:
+    for part in range(1, 6):
+        for _, side in fresh:
+            while side.spent < seconds * part / 5:
                 side.train(data)
-    return {side.name: {"steps": side.step, "held_out_loss": round(side.held_out(held_out), 5)} for side in pair}
+    result: dict[str, object] = {}
+    for name, side in fresh:
+        result[f"{name}, rate {side.rate:g}"] = {"steps": side.step, "held_out_loss": round(side.held_out(held_out), 4)}
+    return result
 
 
 def matrix_share(rate: float) -> dict[str, float]:
@@ -200,8 +211,8 @@ def sampling(ours: nn.Module, theirs: nn.Module, rounds: int) -> dict[str, list[
     return {name: values[1:] for name, values in rates.items()}
 
 
-def main(rounds: int = 9, seconds: float = 60.0) -> None:
-    result: dict[str, object] = {"settings": {"batch": BATCH, "optimiser": f"AdamW {LR}", "rounds": rounds}}
+def main(rounds: int = 5, seconds: float = 40.0) -> None:
+    result: dict[str, object] = {"settings": {"batch": BATCH, "optimiser": f"AdamW {RATES[0]}", "rounds": rounds}}
     for kind in SHAPES:
         data = pictures(SHAPES[kind], torch.arange(2048))
         held_out = pictures(SHAPES[kind], torch.arange(10_000, 10_256))

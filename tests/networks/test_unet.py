@@ -58,11 +58,11 @@ def test_latents_of_any_channels(channels):
     assert random_unet(channels=channels)(x, t, condition).shape == x.shape
 
 
-def test_a_fresh_network_gives_zero_and_learns():
+def test_a_fresh_network_is_small_and_learns():
     torch.manual_seed(0)
     network = build(UNetConfig(**SMALL))
     x, t, condition = inputs()
-    assert torch.equal(network(x, t, condition), torch.zeros_like(x))
+    assert 0 < network(x, t, condition).std() < 1
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(3):  # the layers that start at zero open one after another
         optimiser.zero_grad()

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rectiflow.base.errors import InputError
 from rectiflow.flow.exact import GaussianFlow
 from rectiflow.flow.flow import AbstractFlow
 from rectiflow.flow.schedule import Rectified, Trig
+from rectiflow.sampling.config import SolverName
 from rectiflow.sampling.grids import log_snr_grid, time_grid
 from rectiflow.sampling.guidance import ClassifierFree, guided
 from rectiflow.sampling.sample import sample, trajectory
@@ -233,6 +235,10 @@ def test_evaluations_are_as_stated(name):
 
     sample(Counted(), noise(2, 2), solver(name), 7)
     assert len(calls) == 7 * solver(name).evaluations
+
+
+def test_settings_know_every_solver():
+    assert get_args(SolverName) == tuple(SOLVERS)
 
 
 def test_unknown_solver():

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from rich.console import Console
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
+from rectiflow.data.loader import Loader
 from rectiflow.networks.config import fitted
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.recipes.registry import resolve
 from rectiflow.training import run as run_module
 from rectiflow.training.checkpoint import Checkpoints
+from rectiflow.training.log import last_metrics
 from rectiflow.training.run import describe_run, read_run, train
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
@@ -250,3 +253,46 @@ def test_two_runs_on_one_folder(small, tmp_path):
         assert (tmp_path / "run").is_dir()
     assert not (tmp_path / "run").exists()
     assert train(small, tmp_path / "run", QUIET).finished
+
+
+def test_early_previews_double_until_the_usual_ones(small, tmp_path):
+    every = small.every.model_copy(update={"preview": 4, "first_preview": 1})
+    train(small.model_copy(update={"every": every}), tmp_path / "run", QUIET)
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert names == [f"{step:08d}.png" for step in (1, 2, 4, 6)]
+
+
+def test_what_was_learned_is_kept_when_the_data_are_gone(small, tmp_path, monkeypatch):
+    original = FlowStage.loss
+
+    def gone(self, step, part=slice(None)):
+        if step == 4:
+            raise InputError("the folder has changed.")
+        return original(self, step, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowStage, "loss", gone)
+        with pytest.raises(InputError, match="the folder has changed"):
+            train(small, tmp_path / "run", QUIET)
+    assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == [3, 4]
+    assert train(small, tmp_path / "run", QUIET).finished
+    train(small, tmp_path / "whole", QUIET)
+    assert same(state(small, tmp_path / "run"), state(small, tmp_path / "whole"))
+
+
+def test_the_time_that_data_take_is_logged(small, tmp_path, monkeypatch):
+    """A loader that sleeps half of the time is seen to."""
+    original = Loader.__call__
+
+    def slow(self, step):
+        began = time.perf_counter()
+        batch = original(self, step)
+        time.sleep(0.05)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    train(small, tmp_path / "quick", QUIET)
+    monkeypatch.setattr(Loader, "__call__", slow)
+    train(small, tmp_path / "slow", QUIET)
+    quick, late = (last_metrics(tmp_path / name / "metrics.jsonl")["waiting_for_data"] for name in ("quick", "slow"))
+    assert quick < 0.3 < late < 1

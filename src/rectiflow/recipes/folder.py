@@ -2,7 +2,7 @@
 
 from rectiflow.data.config import DataConfig
 from rectiflow.networks.config import DiTConfig
-from rectiflow.training.config import EveryConfig, OptimiserConfig, RunConfig
+from rectiflow.training.config import EveryConfig, OptimiserConfig, PreviewConfig, RunConfig
 
 
 def folder() -> RunConfig:
@@ -16,5 +16,6 @@ def folder() -> RunConfig:
         batch=32,
         optimiser=OptimiserConfig(lr=1e-3, warmup=200, decay="linear"),
         ema=0.999,
-        every=EveryConfig(log=20, held_out=500, preview=500, save=500),
+        every=EveryConfig(log=20, held_out=250, preview=500, first_preview=16, save=250),
+        preview=PreviewConfig(count=6, steps=20, solver="ab2"),
     )

@@ -8,6 +8,7 @@ from rectiflow.base.config import Config
 from rectiflow.data.config import DataConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
 from rectiflow.networks.config import NetworkConfig
+from rectiflow.sampling.config import SolverName
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
@@ -67,6 +68,7 @@ class EveryConfig(Config):
         log: a line of metrics.
         held_out: the loss on held-out data.
         preview: a grid of samples in `samples/`.
+        first_preview: a preview at this step and at each doubling of it until `preview`, for a look at the first steps.
         save: a checkpoint and the model.
         average: a snapshot of each power average (`ema.kind`), of which any other length can be made.
     """
@@ -74,8 +76,27 @@ class EveryConfig(Config):
     log: int = Field(20, ge=1)
     held_out: int = Field(200, ge=0)
     preview: int = Field(500, ge=0)
+    first_preview: int = Field(0, ge=0)
     save: int = Field(500, ge=0)
     average: int = Field(200, ge=0)
+
+
+class PreviewConfig(Config):
+    """What a preview shows: a row of samples for each class.
+
+    Args:
+        count: samples in a row.
+        rows: classes at most; the first ones.
+        steps: N intervals from noise to picture.
+        solver: as for `rectiflow sample`.
+        guidance: w ≥ 0 of classifier-free guidance, where the null condition is trained; 0 is none.
+    """
+
+    count: int = Field(8, ge=1)
+    rows: int = Field(10, ge=1)
+    steps: int = Field(50, ge=1)
+    solver: SolverName = "euler"
+    guidance: float = Field(1.0, ge=0)
 
 
 class RunConfig(Config):
@@ -95,6 +116,7 @@ class RunConfig(Config):
         optimiser: AdamW or Muon, and the rate.
         ema: the average of the weights that becomes the model; a number is the decay of an exponential one.
         every: steps between logs, checks, previews and checkpoints.
+        preview: what a preview shows.
         keep: checkpoints kept, the newest.
         seed: any integer.
         precision: "auto" measures float32 against bfloat16 autocast; the choice is written into `run.yaml`.
@@ -118,6 +140,7 @@ class RunConfig(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     ema: EmaConfig = EmaConfig()
     every: EveryConfig = EveryConfig()
+    preview: PreviewConfig = PreviewConfig()
     keep: int = Field(2, ge=1)
     seed: int = 0
     precision: PrecisionName = "auto"

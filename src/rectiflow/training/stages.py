@@ -25,7 +25,6 @@ from rectiflow.training.config import RunConfig
 
 _CHUNK = 256
 _HELD_OUT = 1024
-_PREVIEW_COUNT = 8
 
 
 class Stage(ABC):
@@ -34,10 +33,12 @@ class Stage(ABC):
     Attributes:
         module: what is trained.
         samples_per_step: training samples that a step takes.
+        waited: seconds that `loss` has spent waiting for data so far.
     """
 
     module: nn.Module
     samples_per_step: int
+    waited: float = 0.0
 
     @abstractmethod
     def loss(self, step: int, part: slice = slice(None)) -> Tensor:
@@ -94,6 +95,7 @@ class FlowStage(Stage):
         # What a network draws by itself, such as dropout, it draws from torch's generator.
         torch.manual_seed(int(self._key("network", step).words(batch[:1], 1)))
         pixels, labels = (whole[part] for whole in self.loader(step))
+        self.waited = self.loader.waited
         x = self._latents(pixels, self._key("dequantise", step), batch)
         z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
         t = stratified(self.density, self._key("time", step), batch, config.batch)
@@ -120,10 +122,16 @@ class FlowStage(Stage):
 
     def preview(self, module: nn.Module) -> Image.Image:
         """A row of samples for each class, guided if the null condition is trained."""
-        guidance = 1.0 if self.class_names and self.config.condition_dropout else 0.0
-        samples = self._pipeline(module, 0).sample(Request(count=_PREVIEW_COUNT, guidance=guidance))
-        pixels = to_uint8(samples.pixels)
-        return grid(pixels, _PREVIEW_COUNT, screen_scale(*pixels.shape[1:3]))
+        asked = self.config.preview
+        request = Request(
+            classes=self.class_names[: asked.rows],
+            count=asked.count,
+            steps=asked.steps,
+            solver=asked.solver,
+            guidance=asked.guidance if self.class_names and self.config.condition_dropout else 0.0,
+        )
+        pixels = to_uint8(self._pipeline(module, 0).sample(request).pixels)
+        return grid(pixels, asked.count, screen_scale(*pixels.shape[1:3]))
 
     def save(self, module: nn.Module, folder: Path, step: int) -> None:
         """Write the pipeline around `module`."""

@@ -74,7 +74,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         self.step = 0
         self._pending: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step not yet looked at
-        self._since = time.perf_counter()
+        self._since, self._waited = time.perf_counter(), 0.0
 
     def restore(self) -> int:
         """Take up the newest checkpoint, if there is one; return the steps done.
@@ -96,13 +96,18 @@ class Trainer:
         """Train to the last step, or until interrupted; True if the last step is done.
 
         Raises:
-            InputError: the loss or its gradient is not finite, or a checkpoint cannot be written. The last model and
-                checkpoint saved stay as they are.
+            InputError: the loss or its gradient is not finite, or a checkpoint cannot be written: the last model and
+                checkpoint saved stay as they are. Or the data are gone: what has been learned is saved.
         """
         every, steps = self.config.every, self.config.steps
-        self._since = time.perf_counter()
+        self._since, self._waited = time.perf_counter(), self.stage.waited
         while self.step < steps:
-            self._pending.append(self._train(self.step))
+            try:
+                self._pending.append(self._train(self.step))
+            except InputError:  # the data are gone: what has been learned is kept
+                self._look()
+                self.save()
+                raise
             self.step += 1
             if self._due(every.log) or interrupt.asked:
                 log.write(self.step, self._look())
@@ -113,7 +118,7 @@ class Trainer:
                 self._look()
                 for length, module in self.ema.by_length.items():
                     save_snapshot(self.folder, self.step, length, module)
-            if self._due(every.preview):
+            if self._due(every.preview) or self._due_early():
                 self._preview()
             if self._due(every.save) or interrupt.asked:
                 self._look()
@@ -129,6 +134,11 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _due_early(self) -> bool:
+        first = self.config.every.first_preview
+        doublings, rest = divmod(self.step, first) if first else (0, 0)
+        return doublings > 0 and rest == 0 and doublings.bit_count() == 1 and self.step < self.config.every.preview
 
     def _train(self, step: int) -> tuple[Tensor, Tensor]:
         config = self.config.optimiser
@@ -159,13 +169,15 @@ class Trainer:
             self._stop(self.step - len(losses) + int(bad[0]), float(losses[bad[0]]), float(norms[bad[0]]))
         now = time.perf_counter()
         speed = len(losses) * self.stage.samples_per_step / (now - self._since)
-        self._pending, self._since = [], now
+        waiting = (self.stage.waited - self._waited) / (now - self._since)
+        self._pending, self._since, self._waited = [], now, self.stage.waited
         rate = learning_rate(self.config.optimiser, self.step - 1, self.config.steps)
         return {
             "loss": float(losses.mean()),
             "gradient_norm": float(norms.mean()),
             "learning_rate": rate,
             "images_per_second": speed,
+            "waiting_for_data": waiting,
         }
 
     def _stop(self, step: int, loss: float, norm: float) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,14 @@ def test_no_folder_given(capsys):
     assert main(["train", "folder", "--run", "nowhere"]) == 2
     assert "--data DIR" in capsys.readouterr().err
     assert not Path("nowhere").exists()
+
+
+def test_pictures_inside_of_the_run_folder_are_left_alone(evening, tmp_path, capsys):
+    """A home with nothing in it but the user's pictures is no remnant of a run, whatever they are called."""
+    for name in ("data", "inventory"):
+        pictures = tmp_path / name / name
+        shutil.copytree(evening / "crops", pictures)
+        arguments = ["train", "folder", "--data", str(pictures), "--run", str(tmp_path / name), "--set", *SMALL]
+        assert main(arguments) == 2
+        assert "is not empty and not a run" in capsys.readouterr().err
+        assert len(list(pictures.rglob("*.png"))) == 81

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.config import DataConfig
-from rectiflow.data.folder import open_folder
+from rectiflow.data.folder import open_folder, write_index
 from rectiflow.data.images import to_float
 from rectiflow.data.loader import Loader
 
@@ -248,7 +248,8 @@ def test_sizes_that_differ_need_a_size(tmp_path):
 def test_a_run_goes_on_with_the_pictures_it_began_with(tmp_path):
     config = DataConfig(set="folder", dir=str(classes(tmp_path / "data")), size=16)
     index = tmp_path / "index"
-    first = open_folder(config, index)
+    first = open_folder(config)
+    write_index(first, index)
     picture(tmp_path / "data" / "purple" / "0.png")
     (tmp_path / "data" / "red" / "0.png").unlink()
     again = open_folder(config, index)

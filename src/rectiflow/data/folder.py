@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from datasets.utils.logging import disable_progress_bar
 from torch import Tensor
 
@@ -75,21 +75,28 @@ def open_folder(config: DataConfig, index: Path | None = None) -> ImageSet:
 
     Args:
         config: the folder and how to read it.
-        index: where what was found is kept. If it is there, it is taken as it is, so that a run goes on with the
-            pictures it began with, whatever has come into the folder; else the folder is surveyed and it is written.
+        index: what `write_index` wrote for a run that goes on: it is taken as it is, so that the run has the pictures
+            it began with, whatever has come into the folder. None surveys the folder.
 
     Raises:
         InputError: nothing there can be trained on; one line.
     """
     background(config.background)
-    if index is None or not index.exists():
-        rows, report = inventory(config)
-        table = Dataset.from_list(rows)
-        if index is not None:
-            write_folder(index, lambda aside: table.save_to_disk(str(aside)))
-    else:
-        table, report = _read(index), ()
-    return _as_set(config, table, report)
+    if index is not None:
+        return _as_set(config, _read(index), ())
+    rows, report = inventory(config)
+    return _as_set(config, Dataset.from_list(rows), report)
+
+
+def write_index(data: ImageSet, index: Path) -> None:
+    """Write down which pictures a set has, if it is a folder's; see `open_folder`.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    parts = [part.table.remove_columns("label") for part in (data.train, data.held_out) if isinstance(part, Files)]
+    if parts:
+        write_folder(index, lambda aside: concatenate_datasets(parts).save_to_disk(str(aside)))
 
 
 def _as_set(config: DataConfig, table: Dataset, report: tuple[tuple[str, int, str], ...]) -> ImageSet:

@@ -34,6 +34,23 @@ def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
     return data
 
 
+def keep_index(data: ImageSet, index: Path) -> None:
+    """Write down which pictures a set has, if it is a folder's, for a run that goes on with them.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    if data.report:
+        from rectiflow.data.folder import write_index
+
+        write_index(data, index)
+
+
+def is_index(path: Path) -> bool:
+    """Whether `keep_index` wrote this."""
+    return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+
+
 def write_set(name: str, folder: Path, count: int = 0) -> dict[str, int]:
     """Write a built-in set as a folder that `open_folder` reads back: train/ and test/, with a folder for each class or
     a `metadata.jsonl` of captions.

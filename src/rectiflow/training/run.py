@@ -1,6 +1,5 @@
 """A run folder: begun, gone on with, or found finished; never overwritten by another run."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.data.images import ImageSet
-from rectiflow.data.sets import open_set
+from rectiflow.data.sets import is_index, keep_index, open_set
 from rectiflow.flow.weight import weight_at_log_snrs
 from rectiflow.training.blocks import apply_switches
 from rectiflow.training.checkpoint import Checkpoints
@@ -27,7 +26,7 @@ from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Interrupt, Trainer, parts
 
 CONFIG_NAME = "run.yaml"
-INDEX_NAME = "data"
+INDEX_NAME = "inventory"
 LOCK_NAME = ".lock"
 
 
@@ -91,8 +90,6 @@ def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
 
 
 def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: Console) -> Outcome:
-    if former is None:
-        shutil.rmtree(folder / INDEX_NAME, ignore_errors=True)  # of an attempt that was refused before it began
     recover_folder(folder / "model")
     saved = Checkpoints(folder / "checkpoints", config.keep).steps()
     if saved and saved[-1] == config.steps and (folder / "model" / "config.json").is_file():
@@ -100,7 +97,7 @@ def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: C
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
-    data = open_set(config.data, folder / INDEX_NAME)
+    data = open_set(config.data, None if former is None else folder / INDEX_NAME)
     _report(data, console)
     stage = FlowStage(config, data, device)
     apply_switches(stage.module, config)
@@ -108,6 +105,7 @@ def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: C
     config = config.model_copy(update={"precision": precision, "network": stage.config.network})
     if former is None:
         _probe(stage, config)  # settings that cannot be trained are refused before they are written down
+        keep_index(data, folder / INDEX_NAME)
         write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
     trainer = Trainer(stage, config, folder, device)
     start = trainer.restore()
@@ -145,7 +143,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
     finally:
         lock.release()
         if not (folder / CONFIG_NAME).exists():  # refused before it began: leave nothing behind
-            shutil.rmtree(folder / INDEX_NAME, ignore_errors=True)
             (folder / LOCK_NAME).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
@@ -164,7 +161,7 @@ def _report(data: ImageSet, console: Console) -> None:
 def _former(config: RunConfig, folder: Path) -> RunConfig | None:
     """The run that `folder` already holds, if it is this one; None if it holds nothing."""
     if not (folder / CONFIG_NAME).exists():
-        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {INDEX_NAME, LOCK_NAME}):
+        if folder.exists() and (not folder.is_dir() or any(not _is_remnant(path) for path in folder.iterdir())):
             raise InputError(f"{folder} is not empty and not a run; choose another --run.")
         return None
     former = read_run(folder)
@@ -183,6 +180,11 @@ def _former(config: RunConfig, folder: Path) -> RunConfig | None:
             f"rectiflow train --resume {folder}"
         )
     return former
+
+
+def _is_remnant(path: Path) -> bool:
+    """Whether a run that was cut off before its first line left this: nothing of the user's is taken for it."""
+    return path.name == LOCK_NAME or (path.name == INDEX_NAME and is_index(path))
 
 
 def _comparable(asked: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 # The judged figures of README.md: trains the demo if need be, about 10 minutes in all.
 figures: .venv/installed-dev demo

@@ -1,21 +1,27 @@
 """A folder of pictures, with or without classes."""
 
 from rectiflow.data.config import DataConfig
+from rectiflow.flow.config import FlowConfig
 from rectiflow.networks.config import DiTConfig
-from rectiflow.training.config import EveryConfig, OptimiserConfig, PreviewConfig, RunConfig
+from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig, PreviewConfig, RunConfig
 
 
 def folder() -> RunConfig:
-    """Your own pictures, at 64×64, by a small transformer that two cores can train in an evening."""
+    """Your own pictures, at 64×64, by a small transformer that two cores can train in an evening.
+
+    A patch of 8×8×3 has as many numbers as a token, so the network predicts the data (Li & He 2025): after 150 steps on
+    crops of digit-scenes that had a held-out loss of 0.20, where velocities had 0.46.
+    """
     return RunConfig(
         recipe="folder",
         data=DataConfig(set="folder", size=64),
         network=DiTConfig(patch=8, width=192, depth=6, heads=6),
+        flow=FlowConfig(prediction="data"),
         condition_dropout=0.1,
         steps=10_000,
         batch=32,
-        optimiser=OptimiserConfig(lr=1e-3, warmup=200, decay="linear"),
-        ema=0.999,
+        optimiser=OptimiserConfig(lr=2e-3, warmup=100, decay="linear"),
+        ema=EmaConfig(decay=0.995),
         every=EveryConfig(log=20, held_out=250, preview=500, first_preview=16, save=250),
         preview=PreviewConfig(count=6, steps=20, solver="ab2"),
     )

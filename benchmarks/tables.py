@@ -102,14 +102,14 @@ def throughput(result: dict) -> str:
     matrix, rates = result["dit"]["matrix"], result["dit"]["sampling_images_per_second"]
     parts.append(
         f"Matrix products at the transformer's shapes run at {matrix['float32_gflops']:.0f} GFLOP/s in float32 and "
-        f"{matrix['bfloat16_gflops']:.0f} in bfloat16; in float32 they are {matrix['float32_share_of_a_step']:.0%} of its "
-        f"best step. Sampling with the transformer, 50 guided steps: {rates['rectiflow']:.2f} images/s, diffusers "
+        f"{matrix['bfloat16_gflops']:.0f} in bfloat16; in float32 they are {matrix['float32_share_of_a_step']:.0%} of "
+        f"its best step. Sampling with the transformer, 50 guided steps: {rates['rectiflow']:.2f} images/s, diffusers "
         f"{rates['diffusers']:.2f}."
     )
     where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
     settings = result["settings"]
     parts.append(
-        f"`{result['command']}` on {where}; batches of {settings['batch']}, AdamW, medians of {settings['rounds']} turns."
+        f"`{result['command']}` on {where}; batches of {settings['batch']}, AdamW, medians of {settings['rounds']}."
     )
     return "\n\n".join(parts)
 

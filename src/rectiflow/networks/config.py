@@ -43,6 +43,8 @@ class DiTConfig(Config):
         heads: attention heads; the width of a head must be a multiple of 4.
         modulation: "block", each block turns the condition into its own shifts, scales and gates (adaLN-zero); or
             "shared", one map for all blocks and a bias in each, with about a third of the parameters less.
+        label_std: standard deviation of the labels' features at first, > 0. At low rates labels that start nearly alike
+            stay so for a thousand steps.
     """
 
     kind: Literal["dit"] = "dit"
@@ -53,6 +55,7 @@ class DiTConfig(Config):
     depth: int = Field(6, ge=1)
     heads: int = Field(4, ge=1)
     modulation: Literal["block", "shared"] = "block"
+    label_std: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -79,6 +82,7 @@ class UNetConfig(Config):
         heads: attention heads; they must divide the channels of the levels that have attention.
         middle_attention: whether the middle, which works at the coarsest level, has attention.
         dropout: share of activations dropped in each block in training, in [0, 1); 0 is none.
+        label_std: standard deviation of the labels' features at first, > 0.
     """
 
     kind: Literal["unet"] = "unet"
@@ -91,6 +95,7 @@ class UNetConfig(Config):
     heads: int = Field(4, ge=1)
     middle_attention: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
+    label_std: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _attention_fits(self) -> Self:

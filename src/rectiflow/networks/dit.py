@@ -82,7 +82,7 @@ class DiT(nn.Module):
         self.channels, classes = resolved(config)
         width, pixels = config.width, config.patch**2 * self.channels
         self.patch_in = nn.Linear(pixels, width)
-        self.embedding = ConditionEmbedding(classes, width, spread=0.02)
+        self.embedding = ConditionEmbedding(classes, width, config.label_std)
         self.shared = _zero(width, 6) if config.modulation == "shared" else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final = _zero(width, 2)

@@ -136,13 +136,13 @@ class LabelEmbedding(nn.Module):
     Args:
         classes: number of classes.
         width: D.
-        spread: standard deviation of the rows at first.
+        std: standard deviation of the rows at first.
     """
 
-    def __init__(self, classes: int, width: int, spread: float) -> None:
+    def __init__(self, classes: int, width: int, std: float) -> None:
         super().__init__()
         self.rows = nn.Embedding(classes + 1, width)
-        nn.init.normal_(self.rows.weight, std=spread)
+        nn.init.normal_(self.rows.weight, std=std)
 
     def forward(self, labels: Tensor) -> Tensor:
         """int64 B to B×D."""
@@ -155,13 +155,13 @@ class ConditionEmbedding(nn.Module):
     Args:
         classes: number of classes; 0 is none.
         width: D.
-        spread: standard deviation of the labels' features at first.
+        label_std: standard deviation of the labels' features at first.
     """
 
-    def __init__(self, classes: int, width: int, spread: float) -> None:
+    def __init__(self, classes: int, width: int, label_std: float) -> None:
         super().__init__()
         self.time = TimeEmbedding(width)
-        self.label = LabelEmbedding(classes, width, spread) if classes else None
+        self.label = LabelEmbedding(classes, width, label_std) if classes else None
 
     def forward(self, t: Tensor, condition: Condition | None) -> Tensor:
         """t B (float32) to B×D, or to 1×D if one row serves the whole batch."""

@@ -39,8 +39,7 @@ class UNet(nn.Module):
         down = [block(widths[level], level, 2**level in config.attention) for level in levels]
         middle = [block(widths[-1], -1, config.middle_attention), block(widths[-1], -1, False)]
         up = [block(2 * widths[level], level, 2**level in config.attention) for level in reversed(levels)]
-        # At the rates of a U-Net labels that start nearly alike stay so for hundreds of steps.
-        self.embedding = ConditionEmbedding(classes, features, spread=1.0)
+        self.embedding = ConditionEmbedding(classes, features, config.label_std)
         self.conv_in = nn.Conv2d(self.channels, widths[0], 3, padding=1)
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))

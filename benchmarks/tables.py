@@ -122,6 +122,16 @@ def data(result: dict) -> str:
     return f"{table(['pictures', 'peak memory, MB', 'waiting for data'], rows)}\n\n`{result['command']}`"
 
 
+def evening(result: dict) -> str:
+    losses = ", ".join(f"{loss:.3f} after {step}" for step, loss in result["held_out_loss"].items())
+    return (
+        f"First preview {result['first_preview_seconds']:.0f} s after the command, the whole in "
+        f"{result['training_seconds'] / 60:.0f} minutes; held-out loss {losses}; "
+        f"{result['waiting_for_data_median']:.1%} of the time went to waiting for data.\n\n`{result['train']}`, by "
+        f"`{result['command']}`"
+    )
+
+
 TABLES = {
     "digits": digits,
     "speed": speed,
@@ -129,6 +139,7 @@ TABLES = {
     "switches": switches,
     "throughput": throughput,
     "data": data,
+    "evening": evening,
 }
 
 

@@ -85,3 +85,9 @@ def test_pictures_inside_of_the_run_folder_are_left_alone(evening, tmp_path, cap
         assert main(arguments) == 2
         assert "is not empty and not a run" in capsys.readouterr().err
         assert len(list(pictures.rglob("*.png"))) == 81
+
+
+def test_a_run_that_saves_nothing_says_so(evening, tmp_path, capsys):
+    arguments = ["train", "folder", "--data", str(evening / "crops"), "--run", str(tmp_path / "run"), "--set", *SMALL]
+    assert main([*arguments, "every.save=0"]) == 0
+    assert "nothing of it was saved: every.save is 0" in " ".join(capsys.readouterr().out.split())

@@ -227,6 +227,16 @@ def test_equal_files_stay_in_one_part(tmp_path):
     assert not (pixels[0][:, None] == pixels[1][None]).all(-1).any()
 
 
+def test_the_only_picture_held_out_takes_its_copies_along(tmp_path):
+    picture(tmp_path / "a" / "0.png")
+    for name in ("1", "2"):
+        (tmp_path / "a" / f"{name}.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    assert len(opened(tmp_path, held_out=0.001).held_out) == 0  # nothing would be left to train on
+    picture(tmp_path / "b" / "0.png", "blue")
+    data = opened(tmp_path, held_out=1e-9)
+    assert sorted((len(data.train), len(data.held_out))) == [1, 3]
+
+
 def test_held_out_by_content_is_stable_when_the_folder_grows(tmp_path):
     before = opened(classes(tmp_path, 8))
     picture(tmp_path / "red" / "new.png")

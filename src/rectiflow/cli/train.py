@@ -54,6 +54,8 @@ class Train:
             words = f"{folder} is already trained ({outcome.step} steps)."
         elif not outcome.finished:
             words = f"Stopped and saved after step {outcome.step}. Go on: rectiflow train --resume {folder}"
+        elif not (folder / "model").exists():
+            words = f"{folder} is trained, and nothing of it was saved: every.save is 0."
         else:
             words = f"The model is in {folder / 'model'}. Sample: rectiflow sample {folder} --out samples.png"
         console.print(words, highlight=False, soft_wrap=True)

@@ -104,8 +104,8 @@ def _held_out(config: DataConfig, used: Used) -> list[bool]:
         return [bool(entry.held_out) for entry, _ in used]
     shares = [int(fact.digest[:8], 16) / 2**32 for _, fact in used]
     out = [share < config.held_out for share in shares]
-    if config.held_out and not any(out) and len(used) > 1:
-        out[shares.index(min(shares))] = True
+    if config.held_out and not any(out) and len(set(shares)) > 1:
+        out = [share == min(shares) for share in shares]
     if all(out):
         raise InputError(f"data.held_out={config.held_out} leaves nothing to train on of {len(used)} pictures.")
     return out

@@ -17,7 +17,7 @@ def digits() -> RunConfig:
         data=DataConfig(set="digits"),
         network=DiTConfig(patch=2, width=48, depth=4, heads=2, modulation="block"),
         condition_dropout=0.1,
-        steps=2000,
+        steps=1500,
         batch=128,
         optimiser=OptimiserConfig(lr=2e-2, warmup=100, decay="linear"),
         ema=EmaConfig(decay=0.985),

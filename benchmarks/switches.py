@@ -1,7 +1,8 @@
 """What each switch of the trainer costs and gives: python benchmarks/switches.py
 
-Speed and memory: a transformer of width 128 and depth 4 on 16×16×1 pictures drawn at random (64 tokens, batch 32). Each
-switch is timed in turn with the baseline, pair by pair in alternating order. Memory is what the forward pass of a step
+Speed and memory: a transformer of width 128 and depth 4 on 16×16×1 pictures drawn at random (64 tokens, batch 32), and
+a U-Net of width 32 for the switches that concern convolutions. Each switch is timed in turn with its network's
+baseline, pair by pair in alternating order. Memory is what the forward pass of a step
 keeps for the backward pass, counted by saved-tensor hooks (storages once, weights left out).
 
 Loss: a smaller, shorter digits recipe, two seeds, all of a seed from the same weights and draws; the held-out loss of
@@ -19,7 +20,8 @@ import torch
 from rich.console import Console
 
 import common
-from rectiflow.data.builtin import Images, ImageSet, digits
+from rectiflow.data.builtin import digits
+from rectiflow.data.images import ImageSet, InMemory
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.blocks import apply_switches
 from rectiflow.training.config import RunConfig
@@ -31,17 +33,23 @@ from rectiflow.training.trainer import Trainer, parts
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
-PAIRS, STEPS_TIMED = 3, 2
+PAIRS, STEPS_TIMED = 5, 4
+TRANSFORMER = "network={width: 128, depth: 4, heads: 4, patch: 2}"
+UNET = "network={kind: unet, width: 32}"
+BASE = ["batch=32", "precision=float32"]
 SPEED: dict[str, list[str]] = {
-    "baseline": [],
-    "optimiser.kind=muon": ["optimiser.kind=muon"],
-    "accumulate=4": ["accumulate=4"],
-    "ema.kind=power": ["ema.kind=power"],
-    "activation_checkpointing=true": ["activation_checkpointing=true"],
-    "channels_last=true": ["channels_last=true"],
-    "compile=true": ["compile=true"],
+    "baseline": [TRANSFORMER],
+    "optimiser.kind=muon": [TRANSFORMER, "optimiser.kind=muon"],
+    "accumulate=4": [TRANSFORMER, "accumulate=4"],
+    "ema.kind=power": [TRANSFORMER, "ema.kind=power"],
+    "activation_checkpointing=true": [TRANSFORMER, "activation_checkpointing=true"],
+    "channels_last=true": [TRANSFORMER, "channels_last=true"],
+    "compile=true": [TRANSFORMER, "compile=true"],
+    "U-Net": [UNET],
+    "U-Net, channels_last=true": [UNET, "channels_last=true"],
+    "U-Net, compile=true": [UNET, "compile=true"],
+    "U-Net, channels_last=true compile=true": [UNET, "channels_last=true", "compile=true"],
 }
-BASE = ["network={width: 128, depth: 4, heads: 4, patch: 2}", "batch=32", "precision=float32"]
 SEEDS, STEPS = (1, 2), 300
 SMALL = ["network={patch: 4, width: 64, depth: 4, heads: 2}", "batch=64", "optimiser.warmup=30", "threads=1"]
 LOSS: dict[str, list[str]] = {
@@ -62,7 +70,7 @@ def pictures(count: int = 256) -> ImageSet:
     """Random pictures of 16×16×1: for speed alone."""
     given = digits()
     pixels = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    images = Images(pixels, torch.arange(count) % 10)
+    images = InMemory(pixels, torch.arange(count) % 10)
     return ImageSet(images, images, given.class_names, given.levels)
 
 
@@ -100,7 +108,8 @@ def kept_megabytes(subject: Trainer) -> float:
 
 def speed(name: str, folder: Path) -> dict[str, object]:
     """A switch and the baseline in turn; the first round warms up (and compiles)."""
-    base, switched = trainer([], folder), trainer(SPEED[name], folder)
+    base = trainer(SPEED["U-Net" if name.startswith("U-Net") else "baseline"], folder)
+    switched = trainer(SPEED[name], folder)
     rows: list[tuple[float, float]] = []
     for pair in range(PAIRS + 1):
         if pair % 2:

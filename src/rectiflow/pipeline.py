@@ -46,7 +46,7 @@ class Request:
     Args:
         classes: names of classes; empty for every class of the model.
         count: pictures of each class, ≥ 1.
-        steps: N intervals from t = 1 to t = 0.
+        steps: N intervals from t = 1 to t = 0. A one-step model takes one, by Euler, whatever the request says.
         solver: "euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec" or "dpm++2m".
         grid: "uniform" (with the model's shift), "karras" or "log-snr", or the times themselves, falling from 1 to 0,
             as numbers or as in "1,0.8,0.5,0"; `steps` then says nothing.
@@ -130,9 +130,12 @@ class Pipeline:
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
         path = self.flow.schedule
         grid = time_grid(request.steps, shift_by=self.flow.shift, kind=request.grid, schedule=path)
+        method = solver_named(request.solver)
+        if self.flow.one_step:
+            grid, method = time_grid(1), solver_named("euler")
         noise = path.prior_std * z
         guidance = ClassifierFree(request.guidance, request.interval)
-        states = trajectory(self.flow, noise, grid, solver_named(request.solver), condition, guidance)
+        states = trajectory(self.flow, noise, grid, method, condition, guidance)
         while True:
             # Only the network runs without gradients: a generator must not switch them off for its caller.
             with torch.no_grad():

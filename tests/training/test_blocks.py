@@ -46,7 +46,7 @@ class Pictures(Stage):
         torch.manual_seed(0)
         self.module, self.samples_per_step = Convolutional(), 8
 
-    def loss(self, step, part=slice(None)):
+    def loss(self, step, part=slice(None), turn=""):
         x = torch.randn(8, 4, 6, 5, generator=torch.Generator().manual_seed(step))[part]
         return ((self.module(x) - x.flip(-1)) ** 2).mean((1, 2, 3)).sum() / 8
 

@@ -194,7 +194,8 @@ def test_resolved_precision_is_written_and_kept(small, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_model(small, tmp_path, monkeypatch):
     original = FlowStage.loss
     nan = float("nan")
-    monkeypatch.setattr(FlowStage, "loss", lambda self, step, part: original(self, step) * (nan if step == 4 else 1))
+    faulty = lambda self, step, part, turn: original(self, step) * (nan if step == 4 else 1)  # noqa: E731
+    monkeypatch.setattr(FlowStage, "loss", faulty)
     with pytest.raises(InputError, match=r"loss nan .* at step 5.*after step 3"):
         train(small, tmp_path, QUIET)
     assert Pipeline.load(tmp_path).training["step"] == 3
@@ -207,7 +208,7 @@ def test_a_gradient_that_is_not_finite_stops_too(small, tmp_path, monkeypatch):
     """The loss of the step is fine, and a save follows at once: the poisoned weights must not be saved."""
     original = FlowStage.loss
 
-    def loss(self, step, part):
+    def loss(self, step, part, turn=""):
         value = original(self, step, part)
         if step == 2:
             value.register_hook(lambda gradient: gradient * float("inf"))
@@ -265,7 +266,7 @@ def test_early_previews_double_until_the_usual_ones(small, tmp_path):
 def test_what_was_learned_is_kept_when_the_data_are_gone(small, tmp_path, monkeypatch):
     original = FlowStage.loss
 
-    def gone(self, step, part=slice(None)):
+    def gone(self, step, part=slice(None), turn=""):
         if step == 4:
             raise InputError("the folder has changed.")
         return original(self, step, part)

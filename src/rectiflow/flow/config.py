@@ -23,6 +23,8 @@ class FlowConfig(Config):
         sigma_max: greatest noise σ_max > σ_min (ve only).
         sigma_data: assumed standard deviation σ_d > 0 of the data; scales the network's input and output (ve and
             vp-linear) and enters the edm weight.
+        one_step: whether the network knows one thing only, the average velocity u from t = 1 to t = 0, so that
+            x = z − u(z): a decoder of z or a generator. It is sampled in one step and has no score.
     """
 
     schedule: ScheduleName = "rectified"
@@ -32,6 +34,13 @@ class FlowConfig(Config):
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
+    one_step: bool = False
+
+    @model_validator(mode="after")
+    def _one_step_is_an_average_velocity(self) -> Self:
+        if self.one_step and (self.schedule, self.prediction) != ("rectified", "velocity"):
+            raise ValueError("a one-step model gives x = z − u: it needs schedule=rectified and prediction=velocity")
+        return self
 
     @model_validator(mode="after")
     def _noise_grows(self) -> Self:

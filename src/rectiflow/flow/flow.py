@@ -128,6 +128,7 @@ class Flow(nn.Module, AbstractFlow):
         sigma_data: σ_d, assumed deviation of the data. Where the schedule is `scaled`, the network is given
             x_t/√(α²σ_d²+β²), and its output is multiplied by √(a²σ_d²+b²), the root mean square of a prediction whose
             row over (x, z) is (a, b).
+        one_step: whether the network gives the average velocity from t = 1 to t = 0 and nothing else.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Flow(nn.Module, AbstractFlow):
         source: Source | None = None,
         shift: float = 1.0,
         sigma_data: float = 0.5,
+        one_step: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -146,15 +148,19 @@ class Flow(nn.Module, AbstractFlow):
         self.source = source or Gaussian()
         self.shift = shift
         self.sigma_data = sigma_data
+        self.one_step = one_step
 
     @classmethod
     def build(cls, network: nn.Module, config: FlowConfig) -> Self:
         """The flow of a network under saved conventions."""
-        return cls(network, schedule(config), config.prediction, shift=config.shift, sigma_data=config.sigma_data)
+        path, scale = schedule(config), config.sigma_data
+        return cls(network, path, config.prediction, shift=config.shift, sigma_data=scale, one_step=config.one_step)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
         """Estimate at x_t (B×…) and t (B or scalar); see `AbstractFlow.estimate`."""
-        if s is not None:
+        if self.one_step and not bool((torch.as_tensor(t) == 1).all()):
+            raise InputError("a one-step model knows only the way from t=1 to t=0; sample it in one step.")
+        if s is not None and not (self.one_step and s == 0):
             raise InputError("this network knows one time only and gives no average velocity; leave out s.")
         t = torch.as_tensor(t, dtype=torch.float64).cpu().clamp(*self.prediction.t_range(self.schedule))
         times = t.float().to(x_t.device).expand(len(x_t))
@@ -166,7 +172,8 @@ class Flow(nn.Module, AbstractFlow):
         else:
             value = self.network(x_t, times, condition)
         no_score = "" if self.source.is_gaussian else "the source is not an independent Gaussian"
-        return Estimate(x_t, t, value.to(x_t.dtype), self.prediction, self.schedule, no_score)
+        average_to = 0.0 if self.one_step else None
+        return Estimate(x_t, t, value.to(x_t.dtype), self.prediction, self.schedule, no_score, average_to)
 
     def estimate(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
         """As `forward`, through the module's hooks."""

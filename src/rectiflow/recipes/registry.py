@@ -9,9 +9,11 @@ from rectiflow.base.errors import InputError, unknown
 from rectiflow.networks.config import overlay
 from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
+from rectiflow.recipes.gan import gan
+from rectiflow.recipes.vae import vae
 from rectiflow.training.config import RunConfig
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits, "folder": folder}
+RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits, "folder": folder, "vae": vae, "gan": gan}
 
 
 def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:

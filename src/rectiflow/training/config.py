@@ -99,16 +99,44 @@ class PreviewConfig(Config):
     guidance: float = Field(1.0, ge=0)
 
 
+class VAEConfig(Config):
+    """Settings of a variational autoencoder (objective=vae).
+
+    Args:
+        deviation: σ > 0 of p(x|z) = N(decoder(z), σ²I).
+        beta: weight ≥ 0 of the KL divergence; 1 is the bound.
+    """
+
+    deviation: float = Field(0.2, gt=0)
+    beta: float = Field(1.0, ge=0)
+
+
+class GANConfig(Config):
+    """Settings of a generator against a critic (objective=gan).
+
+    Args:
+        penalty: γ ≥ 0 of the penalty on the critic's gradient, at real and at generated pictures.
+        penalty_every: steps k ≥ 1 from one penalty to the next, each k-fold (Karras et al. 2020); 1 is every step.
+    """
+
+    penalty: float = Field(1.0, ge=0)
+    penalty_every: int = Field(4, ge=1)
+
+
 class RunConfig(Config):
     """One complete training run.
 
     Args:
         recipe: name of the recipe it comes from.
+        objective: what the network is trained by: "flow" matching, or, for a model of one step (flow.one_step=true),
+            as the decoder of a "vae" or the generator of a "gan".
         data: what to train on.
         network: architecture; channels and classes that are None are taken from the data, and written into `run.yaml`.
         flow: schedule, prediction and time shift.
         times: density of training times.
         weight: how the loss weighs a time.
+        vae: settings of objective=vae.
+        gan: settings of objective=gan.
         condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
         steps: optimiser steps in all.
         batch: samples in a step.
@@ -128,11 +156,14 @@ class RunConfig(Config):
     """
 
     recipe: str
+    objective: Literal["flow", "vae", "gan"] = "flow"
     data: DataConfig
     network: NetworkConfig
     flow: FlowConfig = FlowConfig()
     times: TimesConfig = TimesConfig()
     weight: WeightConfig = WeightConfig()
+    vae: VAEConfig = VAEConfig()
+    gan: GANConfig = GANConfig()
     condition_dropout: float = Field(0.1, ge=0, le=1)
     steps: int = Field(1000, ge=1)
     batch: int = Field(128, ge=1)
@@ -149,6 +180,13 @@ class RunConfig(Config):
     compile: bool = False
     channels_last: bool = False
     activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if (self.objective != "flow") != self.flow.one_step:
+            expected = str(self.objective != "flow").lower()
+            raise ValueError(f"objective {self.objective} needs flow.one_step={expected}; use recipe {self.objective}")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

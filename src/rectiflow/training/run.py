@@ -20,14 +20,20 @@ from rectiflow.flow.weight import weight_at_log_snrs
 from rectiflow.training.blocks import apply_switches
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import RunConfig
+from rectiflow.training.generators import GANStage, VAEStage
 from rectiflow.training.log import RunLog, last_metrics
 from rectiflow.training.precision import resolve_device, resolve_precision
-from rectiflow.training.stages import FlowStage
+from rectiflow.training.stages import FlowStage, PictureStage
 from rectiflow.training.trainer import Interrupt, Trainer, parts
 
 CONFIG_NAME = "run.yaml"
 INDEX_NAME = "inventory"
 LOCK_NAME = ".lock"
+STAGES: dict[str, type[FlowStage] | type[VAEStage] | type[GANStage]] = {
+    "flow": FlowStage,
+    "vae": VAEStage,
+    "gan": GANStage,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: C
     device = resolve_device(config.device)
     data = open_set(config.data, None if former is None else folder / INDEX_NAME)
     _report(data, console)
-    stage = FlowStage(config, data, device)
+    stage = STAGES[config.objective](config, data, device)
     apply_switches(stage.module, config)
     precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage, config))
     config = config.model_copy(update={"precision": precision, "network": stage.config.network})
@@ -204,9 +210,10 @@ def _at(values: Any, name: str) -> Any:
     return values
 
 
-def _probe(stage: FlowStage, config: RunConfig) -> None:
+def _probe(stage: PictureStage, config: RunConfig) -> None:
     try:
-        stage.loss(0, parts(config)[0]).backward()
+        for turn in stage.turns:
+            stage.loss(0, parts(config)[0], turn).backward()
     except RuntimeError as error:
         if not config.compile or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise

@@ -1,6 +1,7 @@
 """What one kind of training optimises."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
@@ -32,17 +33,19 @@ class Stage(ABC):
 
     Attributes:
         module: what is trained.
+        turns: names of the submodules that a step trains one after another, each against its own loss; "" is all.
         samples_per_step: training samples that a step takes.
         waited: seconds that `loss` has spent waiting for data so far.
     """
 
     module: nn.Module
+    turns: tuple[str, ...] = ("",)
     samples_per_step: int
     waited: float = 0.0
 
     @abstractmethod
-    def loss(self, step: int, part: slice = slice(None)) -> Tensor:
-        """Mean loss over the batch of `step`, with gradients; a scalar.
+    def loss(self, step: int, part: slice = slice(None), turn: str = "") -> Tensor:
+        """Mean loss over the batch of `step`, with gradients for the submodule `turn`; a scalar.
 
         With `part`, a slice of positions in the batch, the share that these have in it: the shares of all parts add up
         to the mean.
@@ -61,15 +64,14 @@ class Stage(ABC):
         """Write `module` as a model folder, after `step` steps."""
 
 
-@final
-class FlowStage(Stage):
-    """Flow matching on a labelled set of pictures, with condition dropout.
+class PictureStage(Stage):
+    """What all generators of labelled pictures share: batches, keyed draws, previews and the saved pipeline.
 
     Args:
         config: the run; the attribute of that name has what its network leaves open taken from the data.
         data: what to train on.
         device: where to train.
-        autoencoder: between pictures and what the flow works on; pixel space if left out.
+        autoencoder: between pictures and what the generator works on; pixel space if left out.
     """
 
     def __init__(
@@ -82,43 +84,13 @@ class FlowStage(Stage):
         # A network without classes is an unconditional model, whatever labels the data have.
         self.class_names = data.class_names if network.classes else ()
         self.samples_per_step = config.batch
-        self.density = time_density(config.times, config.flow.shift)
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(network), config.flow).to(device)
-        self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
-        self.module = self.flow
 
-    def loss(self, step: int, part: slice = slice(None)) -> Tensor:
-        """Mean flow-matching loss over the batch of `step`, or the share of a part of it."""
-        config, batch = self.config, torch.arange(self.config.batch)[part]
-        # What a network draws by itself, such as dropout, it draws from torch's generator.
-        torch.manual_seed(int(self._key("network", step).words(batch[:1], 1)))
-        pixels, labels = (whole[part] for whole in self.loader(step))
-        self.waited = self.loader.waited
-        x = self._latents(pixels, self._key("dequantise", step), batch)
-        z = self.flow.source.sample(self._key("noise", step), batch, x.shape[1:]).to(self.device)
-        t = stratified(self.density, self._key("time", step), batch, config.batch)
-        dropped = self._key("condition dropout", step).uniform(batch) < config.condition_dropout
-        condition = self._condition(labels)
-        condition = condition.drop(dropped.to(self.device)) if condition is not None else None
-        return flow_matching_loss(self.flow, x, t, z, condition, self.weight).sum() / config.batch
-
-    def held_out(self, module: nn.Module) -> dict[str, float]:
-        """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""
-        assert isinstance(module, Flow)
-        held_out, total = self.data.held_out, 0.0
-        index = torch.arange(min(len(held_out), _HELD_OUT))
-        if not len(index):
-            return {}
-        times = stratified(self.density, self._key("held-out time"), index, len(index))
-        for part in torch.split(index, _CHUNK):
-            x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
-            z = module.source.sample(self._key("held-out noise"), part, x.shape[1:]).to(self.device)
-            condition = self._condition(held_out.labels[part])
-            with torch.no_grad():
-                total += float(flow_matching_loss(module, x, times[part], z, condition, self.weight).sum())
-        return {"held_out_loss": total / len(index)}
+    @abstractmethod
+    def flow_of(self, module: nn.Module) -> Flow:
+        """The flow to sample from in `module`, the trained one or its average."""
 
     def preview(self, module: nn.Module) -> Image.Image:
         """A row of samples for each class, guided if the null condition is trained."""
@@ -128,28 +100,51 @@ class FlowStage(Stage):
             count=asked.count,
             steps=asked.steps,
             solver=asked.solver,
-            guidance=asked.guidance if self.class_names and self.config.condition_dropout else 0.0,
+            guidance=asked.guidance if self._null_trained else 0.0,
         )
         pixels = to_uint8(self._pipeline(module, 0).sample(request).pixels)
         return grid(pixels, asked.count, screen_scale(*pixels.shape[1:3]))
 
     def save(self, module: nn.Module, folder: Path, step: int) -> None:
-        """Write the pipeline around `module`."""
+        """Write the pipeline around the flow in `module`."""
         self._pipeline(module, step).save(folder)
 
+    @property
+    def _null_trained(self) -> bool:
+        return bool(self.class_names) and self.config.condition_dropout > 0 and not self.config.flow.one_step
+
     def _pipeline(self, module: nn.Module, step: int) -> Pipeline:
-        assert isinstance(module, Flow)
         channels, height, width = self.data.shape
         return Pipeline(
-            flow=module,
+            flow=self.flow_of(module),
             flow_config=self.config.flow,
             network_config=self.config.network,
             shape=(channels, height, width),
             class_names=self.class_names,
-            null_trained=bool(self.class_names) and self.config.condition_dropout > 0,
+            null_trained=self._null_trained,
             autoencoder=self.autoencoder,
             training={"recipe": self.config.recipe, "step": step, "steps": self.config.steps},
         )
+
+    def _batch(self, step: int, part: slice) -> tuple[Tensor, Condition | None, Tensor]:
+        """Latents, conditions and positions of a part of the batch of `step`."""
+        index = torch.arange(self.config.batch)[part]
+        # What a network draws by itself, such as dropout, it draws from torch's generator.
+        torch.manual_seed(int(self._key("network", step).words(index[:1], 1)))
+        pixels, labels = (whole[part] for whole in self.loader(step))
+        self.waited = self.loader.waited
+        return self._latents(pixels, self._key("dequantise", step), index), self._condition(labels), index
+
+    def _held_out_batches(self) -> Iterator[tuple[Tensor, Condition | None, Tensor]]:
+        """The same of the first 1,024 held-out samples, in chunks."""
+        held_out = self.data.held_out
+        for part in torch.split(torch.arange(min(len(held_out), _HELD_OUT)), _CHUNK):
+            if len(part):
+                x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
+                yield x, self._condition(held_out.labels[part]), part
+
+    def _noise(self, purpose: str, step: int, index: Tensor, like: Tensor) -> Tensor:
+        return self.flow.source.sample(self._key(purpose, step), index, like.shape[1:]).to(self.device)
 
     def _condition(self, labels: Tensor) -> Condition | None:
         return Condition(labels.to(self.device)) if self.class_names else None
@@ -162,3 +157,42 @@ class FlowStage(Stage):
 
     def _key(self, purpose: str, step: int = 0) -> Key:
         return Key(self.config.seed, f"training {purpose}", step)
+
+
+@final
+class FlowStage(PictureStage):
+    """Flow matching on a labelled set of pictures, with condition dropout; arguments as for `PictureStage`."""
+
+    def __init__(
+        self, config: RunConfig, data: ImageSet, device: torch.device, autoencoder: Autoencoder | None = None
+    ) -> None:
+        super().__init__(config, data, device, autoencoder)
+        self.density = time_density(config.times, config.flow.shift)
+        self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
+        self.module = self.flow
+
+    def flow_of(self, module: nn.Module) -> Flow:
+        """The module itself."""
+        assert isinstance(module, Flow)
+        return module
+
+    def loss(self, step: int, part: slice = slice(None), turn: str = "") -> Tensor:
+        """Mean flow-matching loss over the batch of `step`, or the share of a part of it."""
+        x, condition, index = self._batch(step, part)
+        z = self._noise("noise", step, index, x)
+        t = stratified(self.density, self._key("time", step), index, self.config.batch)
+        if condition is not None:
+            dropped = self._key("condition dropout", step).uniform(index) < self.config.condition_dropout
+            condition = condition.drop(dropped.to(self.device))
+        return flow_matching_loss(self.flow, x, t, z, condition, self.weight).sum() / self.config.batch
+
+    def held_out(self, module: nn.Module) -> dict[str, float]:
+        """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""
+        flow, total = self.flow_of(module), 0.0
+        count = min(len(self.data.held_out), _HELD_OUT)
+        times = stratified(self.density, self._key("held-out time"), torch.arange(count), count)
+        for x, condition, part in self._held_out_batches():
+            z = self._noise("held-out noise", 0, part, x)
+            with torch.no_grad():
+                total += float(flow_matching_loss(flow, x, times[part], z, condition, self.weight).sum())
+        return {"held_out_loss": total / count} if count else {}

@@ -4,13 +4,15 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from rectiflow.base.errors import InputError
@@ -29,6 +31,20 @@ def parts(config: RunConfig) -> list[slice]:
     """The `accumulate` parts of a batch, as slices of its positions; they differ by at most one sample."""
     bounds = [config.batch * part // config.accumulate for part in range(config.accumulate + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
+
+
+@contextmanager
+def alone(trained: nn.Module, module: nn.Module) -> Iterator[None]:
+    """Only the parameters of `trained` ask for gradients, of all those of `module`; afterwards as before."""
+    inside = {id(p) for p in trained.parameters()}
+    held = [p for p in module.parameters() if p.requires_grad and id(p) not in inside]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
 
 
 @final
@@ -69,11 +85,11 @@ class Trainer:
     def __init__(self, stage: Stage, config: RunConfig, folder: Path, device: torch.device) -> None:
         assert config.precision != "auto"
         self.stage, self.config, self.folder, self.device = stage, config, folder, device
-        self.optimisers = optimisers(stage.module, config.optimiser)
+        self.turns = {turn: optimisers(stage.module.get_submodule(turn), config.optimiser) for turn in stage.turns}
         self.ema = weight_average(stage.module, config.ema)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         self.step = 0
-        self._pending: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step not yet looked at
+        self._pending: list[tuple[Tensor, Tensor]] = []  # losses and gradient norm of each step not yet looked at
         self._since, self._waited = time.perf_counter(), 0.0
 
     def restore(self) -> int:
@@ -88,7 +104,7 @@ class Trainer:
             self.checkpoints.load(saved[-1], state)
             self.stage.module.load_state_dict(state["module"])
             self.ema.load(state["ema"])
-            set_optimizer_state_dict(self.stage.module, self.optimisers, optim_state_dict=state["optimiser"])
+            set_optimizer_state_dict(self.stage.module, self._optimisers, optim_state_dict=state["optimiser"])
             self.step = state["step"]
         return self.step
 
@@ -127,6 +143,10 @@ class Trainer:
                 break
         return self.step == steps
 
+    @property
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        return [optimiser for group in self.turns.values() for optimiser in group]
+
     def save(self) -> None:
         """Write a checkpoint and the model as they are now."""
         self.checkpoints.save(self.step, self._state())
@@ -141,22 +161,28 @@ class Trainer:
         return doublings > 0 and rest == 0 and doublings.bit_count() == 1 and self.step < self.config.every.preview
 
     def _train(self, step: int) -> tuple[Tensor, Tensor]:
-        config = self.config.optimiser
+        losses, norms = zip(*[self._take_turn(turn, step) for turn in self.turns], strict=True)
+        self.ema.update(self.stage.module, step)
+        return torch.stack(losses), torch.stack(norms).max()
+
+    def _take_turn(self, turn: str, step: int) -> tuple[Tensor, Tensor]:
+        """Train one part of the module against its own loss, the others held fast."""
+        config, trained = self.config.optimiser, self.stage.module.get_submodule(turn)
         rate = learning_rate(config, step, self.config.steps)
-        for optimiser in self.optimisers:
+        for optimiser in self.turns[turn]:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
         losses = []
-        for part in parts(self.config):
-            with autocast(self.device, self.config.precision):
-                loss = self.stage.loss(step, part)
-            loss.backward()
-            losses.append(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.stage.module.parameters(), config.clip or math.inf)
-        for optimiser in self.optimisers:
+        with alone(trained, self.stage.module):
+            for part in parts(self.config):
+                with autocast(self.device, self.config.precision):
+                    loss = self.stage.loss(step, part, turn)
+                loss.backward()
+                losses.append(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), config.clip or math.inf)
+        for optimiser in self.turns[turn]:
             optimiser.step()
-        self.ema.update(self.stage.module, step)
         return torch.stack(losses).sum(), norm.detach()
 
     def _look(self) -> dict[str, float]:
@@ -164,16 +190,18 @@ class Trainer:
         if not self._pending:
             return {}
         losses, norms = (torch.stack(values).float().cpu() for values in zip(*self._pending, strict=True))
-        bad = torch.nonzero(~(torch.isfinite(losses) & torch.isfinite(norms))).flatten()
+        bad = torch.nonzero(~(torch.isfinite(losses).all(1) & torch.isfinite(norms))).flatten()
         if len(bad):
-            self._stop(self.step - len(losses) + int(bad[0]), float(losses[bad[0]]), float(norms[bad[0]]))
+            self._stop(self.step - len(losses) + int(bad[0]), float(losses[bad[0]].sum()), float(norms[bad[0]]))
         now = time.perf_counter()
         speed = len(losses) * self.stage.samples_per_step / (now - self._since)
         waiting = (self.stage.waited - self._waited) / (now - self._since)
         self._pending, self._since, self._waited = [], now, self.stage.waited
         rate = learning_rate(self.config.optimiser, self.step - 1, self.config.steps)
+        first, *others = losses.mean(0).tolist()
         return {
-            "loss": float(losses.mean()),
+            "loss": first,
+            **{f"loss_{turn}": loss for turn, loss in zip(self.stage.turns[1:], others, strict=True)},
             "gradient_norm": float(norms.mean()),
             "learning_rate": rate,
             "images_per_second": speed,
@@ -198,6 +226,6 @@ class Trainer:
         return {
             "module": self.stage.module.state_dict(),
             "ema": self.ema.state(),
-            "optimiser": get_optimizer_state_dict(self.stage.module, self.optimisers),
+            "optimiser": get_optimizer_state_dict(self.stage.module, self._optimisers),
             "step": self.step,
         }

@@ -297,3 +297,10 @@ def test_the_time_that_data_take_is_logged(small, tmp_path, monkeypatch):
     train(small, tmp_path / "slow", QUIET)
     quick, late = (last_metrics(tmp_path / name / "metrics.jsonl")["waiting_for_data"] for name in ("quick", "slow"))
     assert quick < 0.3 < late < 1
+
+
+@pytest.mark.parametrize(("prediction", "said"), [("velocity", True), ("data", False)])
+def test_a_prediction_that_ve_makes_hard_is_pointed_out(small, tmp_path, capsys, prediction, said):
+    flow = small.flow.model_copy(update={"schedule": "ve", "prediction": prediction})
+    train(small.model_copy(update={"flow": flow}), tmp_path, Console())
+    assert ("flow.prediction=data learns" in capsys.readouterr().out) is said

@@ -113,6 +113,8 @@ class Sample:
         about = {k: v for k, v in asdict(self).items() if k in names}
         if "," in self.grid:
             about["steps"] = self.grid.count(",")
+        if pipeline.flow.one_step:
+            about |= {"steps": 1, "solver": "euler", "grid": "uniform"}
         return {"model": str(self.run), **pipeline.training, "classes": list(classes), **about}
 
     def _about_each(self, pipeline: "Pipeline", labels: "Tensor") -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from importlib.metadata import version
 
 import tyro
 
@@ -23,6 +24,9 @@ COMMANDS: dict[str, type[Command]] = {"train": Train, "sample": Sample, "info": 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status. A user's mistake is one line on stderr and status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"rectiflow {version('rectiflow')}")
+        return 0
     try:
         return _parse(given or ["--help"])()
     except InputError as error:

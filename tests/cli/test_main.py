@@ -136,3 +136,8 @@ def test_bad_input_is_one_clear_line(run, capsys, arguments, words):
     assert error.count("\n") == 1
     for word in words:
         assert word in error
+
+
+def test_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rectiflow 0.")

@@ -18,6 +18,7 @@ FLOORS = {
     "model_folder": 2,
     "data": 3,
     "pipeline": 3,
+    "evaluation": 4,
     "training": 5,
     "recipes": 6,
     "cli": 7,

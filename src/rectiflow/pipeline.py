@@ -129,10 +129,11 @@ class Pipeline:
         z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
         path = self.flow.schedule
-        grid = time_grid(request.steps, shift_by=self.flow.shift, kind=request.grid, schedule=path)
+        solver = solver_named(request.solver)
+        grid = time_grid(solver.intervals(request.steps), shift_by=self.flow.shift, kind=request.grid, schedule=path)
         noise = path.prior_std * z
         guidance = ClassifierFree(request.guidance, request.interval)
-        states = trajectory(self.flow, noise, grid, solver_named(request.solver), condition, guidance)
+        states = trajectory(self.flow, noise, grid, solver, condition, guidance)
         while True:
             # Only the network runs without gradients: a generator must not switch them off for its caller.
             with torch.no_grad():

@@ -129,13 +129,13 @@ class Pipeline:
         z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
         path = self.flow.schedule
-        grid = time_grid(request.steps, shift_by=self.flow.shift, kind=request.grid, schedule=path)
-        method = solver_named(request.solver)
-        if self.flow.one_step:
-            grid, method = time_grid(1), solver_named("euler")
+        # What knows one step alone is given one.
+        solver = solver_named("euler" if self.flow.one_step else request.solver)
+        steps, kind = (1, "uniform") if self.flow.one_step else (solver.intervals(request.steps), request.grid)
+        grid = time_grid(steps, shift_by=self.flow.shift, kind=kind, schedule=path)
         noise = path.prior_std * z
         guidance = ClassifierFree(request.guidance, request.interval)
-        states = trajectory(self.flow, noise, grid, method, condition, guidance)
+        states = trajectory(self.flow, noise, grid, solver, condition, guidance)
         while True:
             # Only the network runs without gradients: a generator must not switch them off for its caller.
             with torch.no_grad():

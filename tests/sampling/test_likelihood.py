@@ -100,6 +100,8 @@ def test_a_one_step_model_and_bad_settings_are_refused():
         log_likelihood(flow, torch.zeros(2, 4))
     with pytest.raises(InputError, match="probes must be ≥ 0"):
         log_likelihood(ring(), points(2), config=LikelihoodConfig(probes=-1))
+    with pytest.raises(InputError, match="unknown solver of a likelihood 'rk45'"):
+        log_likelihood(ring(), points(2), config=LikelihoodConfig(solver="rk45"))
 
 
 class Swirl(nn.Module):

@@ -2,4 +2,20 @@
 
 from typing import Literal
 
-SolverName = Literal["euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec", "dpm++2m"]
+SolverName = Literal[
+    "euler",
+    "heun",
+    "midpoint",
+    "rk4",
+    "ab2",
+    "ab2-pec",
+    "dpm++2m",
+    "ab3",
+    "unipc2",
+    "unipc3",
+    "exp-ab2",
+    "exp-ab3",
+    "trig-ab1",
+    "trig-ab2",
+    "rk45",
+]

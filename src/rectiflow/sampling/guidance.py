@@ -78,15 +78,13 @@ class ClassifierFree(Guidance):
             )
         self.interval = interval
 
-    def _rows(self, count: int) -> Tensor:
-        return torch.nonzero(self.weight.expand(count) > 0).flatten()
+    def _rows(self, count: int, t: Tensor) -> Tensor:
+        low, high = self.interval
+        return torch.nonzero((self.weight.expand(count) > 0) & (low <= t) & (t <= high)).flatten()
 
     def branches(self, condition: Condition, t: Tensor) -> list[Branch]:
         """The null condition, for the samples with w > 0, if t lies in the interval."""
-        low, high = self.interval
-        if not low <= float(t) <= high:
-            return []
-        rows = self._rows(len(condition))
+        rows = self._rows(len(condition), t)
         return [Branch(condition.select(rows).null(), rows)] if len(rows) else []
 
     def __call__(self, estimates: Sequence[Estimate], x_t: Tensor, t: Tensor, s: Tensor, state: Any) -> Estimate:
@@ -94,7 +92,7 @@ class ClassifierFree(Guidance):
         if len(estimates) == 1:
             return estimates[0]
         given, null = estimates
-        rows = self._rows(len(x_t)).to(x_t.device)
+        rows = self._rows(len(x_t), t).to(x_t.device)
         w = self.weight.expand(len(x_t)).to(x_t)[rows].reshape(-1, *[1] * (x_t.dim() - 1))
         value = given.value.clone()
         # Conversions are affine in the value at one (x_t, t): combining values combines velocities.
@@ -111,14 +109,15 @@ def guided(
     s: Tensor,
     state: Any,
 ) -> Estimate:
-    """Evaluate every branch in one batch and combine them."""
+    """Evaluate every branch in one batch and combine them; t is B or scalar."""
     if guidance is None or condition is None:
         return flow.estimate(x_t, t, condition)
     branches = guidance.branches(condition, t)
     rows = [torch.arange(len(x_t)) if branch.rows is None else branch.rows for branch in branches]
     batch = torch.cat([x_t, *[x_t[index.to(x_t.device)] for index in rows]])
     joined = condition.concatenate([condition, *[branch.condition.to(condition.labels.device) for branch in branches]])
-    both = flow.estimate(batch, t, joined)
+    times = torch.cat([t, *[t[index] for index in rows]]) if t.dim() else t
+    both = flow.estimate(batch, times, joined)
     ends = torch.tensor([len(x_t), *[len(index) for index in rows]]).cumsum(0).tolist()
     parts = [both.select(slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
     return guidance(parts, x_t, t, s, state)

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.condition import Condition
-from rectiflow.base.errors import InputError
+from rectiflow.base.errors import InputError, unknown
 from rectiflow.base.randomness import Key
 from rectiflow.flow.flow import AbstractFlow, Estimate
 from rectiflow.flow.prediction import Prediction
 from rectiflow.sampling.grids import time_grid
-from rectiflow.sampling.solvers import History
+from rectiflow.sampling.method import History
 from rectiflow.sampling.solvers import solver as solver_named
+
+
+SOLVERS = ("euler", "heun", "midpoint", "rk4", "ab2", "ab3")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class LikelihoodConfig:
 
     Args:
         steps: N intervals from t_min to t_max.
-        solver: a solver of `sampling.solvers`; one of first order is 0.3 nats off where "rk4" is 1e-4.
+        solver: one of `SOLVERS`, which ask a field for its velocity alone, upwards in time too; one of first order is 0.3 nats off where "rk4" is 1e-4.
         grid: as for `time_grid`, "log-snr" where the velocity is steep at an end.
         probes: K random signs ε of Hutchinson's estimate of the divergence, εᵀ(∂v/∂x)ε, each kept along the way;
             0 takes the exact trace, by one backward pass for each dimension.
@@ -88,6 +91,8 @@ def log_likelihood(
     config = config or LikelihoodConfig()
     if config.probes < 0:
         raise InputError(f"probes must be ≥ 0 (0 is the exact trace), received {config.probes}.")
+    if config.solver not in SOLVERS:
+        raise unknown("solver of a likelihood", config.solver, SOLVERS)
     path, method = flow.schedule, solver_named(config.solver)
     times = time_grid(config.steps, shift_by=flow.shift, kind=config.grid, schedule=path).flip(0)
     field = _WithDivergence(flow, x, condition, _probes(config, x, index))

@@ -11,7 +11,7 @@ from rectiflow.base.condition import Condition
 from rectiflow.flow.flow import AbstractFlow, Estimate
 from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidance import Guidance, guided
-from rectiflow.sampling.solvers import History, Solver
+from rectiflow.sampling.method import History, Solver, Transition
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class State:
         step: steps done, 0 … steps.
         steps: steps in all.
         estimate: the guided estimate at the start of the step that led here; None at the start.
+        evaluations: of the guided flow so far, each of the whole batch.
+        transitions: the Gaussians that the step which led here drew from; none after a deterministic step.
     """
 
     x_t: Tensor
@@ -31,6 +33,8 @@ class State:
     step: int
     steps: int
     estimate: Estimate | None = None
+    evaluations: int = 0
+    transitions: tuple[Transition, ...] = ()
 
 
 Hook = Callable[[State], Tensor]
@@ -64,7 +68,8 @@ def trajectory(
     for step, (t, s) in enumerate(pairwise(grid), start=1):
         field.begin(s)
         x, history = solver.step(field, state.x_t, t, s, history)
-        state = State(x, float(s), step, steps, field.commit())
+        first = field.commit()
+        state = State(x, float(s), step, steps, first, field.evaluations, solver.transitions(history))
         if hook is not None:
             state = replace(state, x_t=hook(state))
         yield state
@@ -79,6 +84,7 @@ class _Field:
         self.flow, self.guidance, self.condition = flow, guidance, condition
         self.state = guidance.init(shape) if guidance is not None else None
         self.first: Estimate | None = None
+        self.evaluations = 0
 
     def begin(self, s: Tensor) -> None:
         self.s, self.first = s, None
@@ -86,6 +92,7 @@ class _Field:
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
         estimate = guided(self.flow, self.guidance, self.condition, x_t, t, self.s, self.state)
         self.first = self.first or estimate
+        self.evaluations += 1
         return estimate
 
     def commit(self) -> Estimate | None:
@@ -103,8 +110,11 @@ def sample(
     guidance: Guidance | None = None,
     grid: str | Sequence[float] = "uniform",
 ) -> Tensor:
-    """From draws z of the flow's source (B×…) to data, in `steps` steps on a grid (see `time_grid`)."""
-    times = time_grid(steps, shift_by=flow.shift, kind=grid, schedule=flow.schedule)
+    """From draws z of the flow's source (B×…) to data, in `steps` steps on a grid (see `time_grid`).
+
+    A solver that chooses its own steps is given the whole interval as one, whatever `steps` says.
+    """
+    times = time_grid(solver.intervals(steps), shift_by=flow.shift, kind=grid, schedule=flow.schedule)
     last = None
     with torch.no_grad():
         for state in trajectory(flow, flow.schedule.prior_std * z, times, solver, condition, guidance):

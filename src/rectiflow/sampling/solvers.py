@@ -1,44 +1,17 @@
-"""Solvers of dx = v dt from t = 1 to t = 0: one step from t to s. A method is data; the loop lies in `sample`."""
+"""Solvers of dx = v dt from t = 1 to t = 0, by name. A method is data; the loop lies in `sample`."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import final
 
 import torch
 from torch import Tensor
 
-from rectiflow.base.errors import unknown
-from rectiflow.flow.flow import Estimate, expand
-
-Field = Callable[[Tensor, Tensor], Estimate]
-History = tuple[tuple[float, Tensor], ...]
-
-
-class Solver(ABC):
-    """One step of a method. Subclasses are final.
-
-    Attributes:
-        order: global order of convergence.
-        evaluations: evaluations of the flow per step.
-    """
-
-    order: int
-    evaluations: int
-
-    @abstractmethod
-    def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
-        """March from t to s.
-
-        Args:
-            field: what the flow estimates at (x, t).
-            x_t: B×….
-            t: float64 scalar.
-            s: float64 scalar, the end of the step.
-            history: what the method returned from the step before; empty at first.
-
-        Returns:
-            x_s and the history for the next step.
-        """
+from rectiflow.base.errors import InputError, unknown
+from rectiflow.flow.flow import expand
+from rectiflow.sampling.adaptive import DormandPrince
+from rectiflow.sampling.exponential import ExponentialAdams, UniPC, bh2, exact
+from rectiflow.sampling.method import Field, History, Solver, combine, quadrature
 
 
 @final
@@ -60,16 +33,17 @@ class RungeKutta(Solver):
         h = float(s - t)
         slopes: list[Tensor] = []
         for row in self.stages:
-            x = x_t + h * _combine(row, slopes) if row else x_t
+            x = x_t + h * combine(row, slopes) if row else x_t
             slopes.append(field(x, s if sum(row) == 1 else t + h * sum(row)).velocity)
-        return x_t + h * _combine(self.weights, slopes), ()
+        return x_t + h * combine(self.weights, slopes), ()
 
 
 @final
 class AdamsBashforth(Solver):
     """The linear multistep method of variable step that integrates a polynomial through the last velocities.
 
-    One evaluation a step; the first steps, which have no history, are of lower order.
+    One evaluation a step. The first steps, which have no history, are of lower order; from order 3 on the first is one
+    of Heun's, since an Euler step would leave the whole at order 2.
 
     Args:
         order: number of velocities used, ≥ 1.
@@ -78,13 +52,18 @@ class AdamsBashforth(Solver):
     evaluations = 1
 
     def __init__(self, order: int) -> None:
-        self.order = order
+        self.order, self.starting = order, int(order > 2)
 
     def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
         """March from t to s."""
-        history = ((float(t), field(x_t, t).velocity), *history)[: self.order]
+        slope = field(x_t, t).velocity
+        if not history and self.starting:
+            h = float(s - t)
+            end = field(x_t + h * slope, s).velocity
+            return x_t + h / 2 * (slope + end), ((float(t), slope),)
+        history = ((float(t), slope), *history)[: self.order]
         weights = adams_weights([time for time, _ in history], float(t), float(s))
-        return x_t + _combine(weights, [slope for _, slope in history]), history
+        return x_t + combine(weights, [slope for _, slope in history]), history
 
 
 @final
@@ -106,36 +85,36 @@ class PredictEvaluateCorrect(Solver):
             # What a hook changed stays changed: the difference is added, not the corrected state put in its place.
             x_t = x_t + (float(t) - before) / 2 * (earlier + slope) - predicted
             nodes, slopes = [*nodes, before], [*slopes, earlier]
-        increment = _combine(adams_weights(nodes, float(t), float(s)), slopes)
+        increment = combine(adams_weights(nodes, float(t), float(s)), slopes)
         return x_t + increment, ((float(t), slope), (float(t), increment))
 
 
 @final
-class DPMSolver(Solver):
-    """DPM-Solver++(2M) (Lu et al. 2022): the data prediction is integrated exactly in ℓ = log(α/β), linearly in it.
+class TrigAdams(Solver):
+    """Adams-Bashforth in the angle φ = atan2(β, α), in which x̃ = x/√(α²+β²) is on the trigonometric path.
 
-    x_s = (β_s/β_t)x_t + α_s(1 − e^(−η))D with η = ℓ_s − ℓ_t, r the ratio of the last η to this one, and
-    D = x̂_t + (x̂_t − x̂_before)/(2r). Where ℓ is infinite, as at the ends of the rectified path, D = x̂_t: first order.
+    dx̃/dφ = cos φ·ẑ − sin φ·x̂ vanishes for data N(0, I): there it is exact at any number of steps.
+
+    Args:
+        order: number of slopes used, ≥ 1.
     """
 
-    order = 2
     evaluations = 1
 
+    def __init__(self, order: int) -> None:
+        self.order = order
+
     def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
-        """March from t to s."""
+        """March from t to s; the history holds angles."""
         estimate = field(x_t, t)
-        data, path = estimate.data, estimate.schedule
-        here, there = path.at(t), path.at(s)
-        blend = data
-        if history:
-            ((before, earlier),) = history
-            past, present, future = path.log_snr(torch.stack([torch.full_like(t, before), t, s])).tolist()
-            # 1/(2r) = 0 where the step before began at infinite ℓ, or this one ends there.
-            weight = (future - present) / (present - past) / 2 if future < torch.inf and past > -torch.inf else 0.0
-            blend = data + weight * (data - earlier) if weight else data
-        ratio = there.beta / here.beta
-        x_s = expand(ratio, x_t) * x_t + expand(there.alpha - here.alpha * ratio, x_t) * blend
-        return x_s, ((float(t), data),)
+        here, there = estimate.schedule.at(t), estimate.schedule.at(s)
+        size, size_s = torch.hypot(here.alpha, here.beta), torch.hypot(there.alpha, there.beta)
+        slope = expand(here.alpha / size, x_t) * estimate.noise - expand(here.beta / size, x_t) * estimate.data
+        angle, angle_s = (float(torch.atan2(at.beta, at.alpha)) for at in (here, there))
+        history = ((angle, slope), *history)[: self.order]
+        weights = adams_weights([node for node, _ in history], angle, angle_s)
+        x = x_t / expand(size, x_t) + combine(weights, [slope for _, slope in history])
+        return expand(size_s, x_t) * x, history
 
 
 def adams_weights(nodes: Sequence[float], t: float, s: float) -> list[float]:
@@ -144,33 +123,57 @@ def adams_weights(nodes: Sequence[float], t: float, s: float) -> list[float]:
     For two nodes and h = s − t this is h·(1 + ρ/2, −ρ/2), ρ the ratio of this step to the last.
     """
     h = s - t
-    scaled = torch.tensor([(node - t) / h for node in nodes], dtype=torch.float64)
-    powers = torch.arange(len(nodes), dtype=torch.float64)
-    return (h * torch.linalg.solve(scaled[None, :] ** powers[:, None], 1 / (powers + 1))).tolist()
+    moments = 1 / torch.arange(1, len(nodes) + 1, dtype=torch.float64)
+    return [h * weight for weight in quadrature([(node - t) / h for node in nodes], moments)]
 
 
-def _combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    first, *rest = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]
-    return sum(rest, start=first)
-
-
-SOLVERS: dict[str, Callable[[], Solver]] = {
+SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": lambda: RungeKutta([[]], [1.0], order=1),
     "heun": lambda: RungeKutta([[], [1.0]], [0.5, 0.5], order=2),
     "midpoint": lambda: RungeKutta([[], [0.5]], [0.0, 1.0], order=2),
     "rk4": lambda: RungeKutta([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], order=4),
     "ab2": lambda: AdamsBashforth(2),
     "ab2-pec": PredictEvaluateCorrect,
-    "dpm++2m": DPMSolver,
+    "dpm++2m": lambda: ExponentialAdams(2, bh2),
+    "ab3": lambda: AdamsBashforth(3),
+    "unipc2": lambda: UniPC(2),
+    "unipc3": lambda: UniPC(3),
+    "exp-ab2": lambda: ExponentialAdams(2, exact),
+    "exp-ab3": lambda: ExponentialAdams(3, exact),
+    "trig-ab1": lambda: TrigAdams(1),
+    "trig-ab2": lambda: TrigAdams(2),
+    "rk45": DormandPrince,
 }
 
 
-def solver(name: str) -> Solver:
-    """The solver of that name.
+def solver(description: str) -> Solver:
+    """The solver of that name, with settings if any are given: "rk45", "rk45:tolerance=1e-6".
+
+    Args:
+        description: NAME or NAME:SETTING=VALUE,…; the settings are the arguments of the solver's class.
 
     Raises:
-        InputError: there is none.
+        InputError: no such solver or setting, or a value that it cannot have.
     """
+    name, _, given = description.partition(":")
     if name not in SOLVERS:
         raise unknown("solver", name, SOLVERS)
-    return SOLVERS[name]()
+    maker = SOLVERS[name]
+    return maker(**_settings(name, given, maker))
+
+
+def _settings(name: str, given: str, maker: Callable[..., Solver]) -> dict[str, float | str]:
+    """ "a=1,b=x" as the arguments of `maker`, each of the type of its default."""
+    known = {key: value.default for key, value in signature(maker).parameters.items() if value.default is not None}
+    found: dict[str, float | str] = {}
+    for part in given.split(",") if given else []:
+        key, _, value = part.partition("=")
+        if not known:
+            raise InputError(f"the solver {name} has no settings, received '{given}'; leave out what follows {name}.")
+        if key not in known:
+            raise unknown(f"setting of the solver {name}", key, known)
+        try:
+            found[key] = type(known[key])(value)
+        except ValueError:
+            raise InputError(f"{name}:{key} expects a number such as {known[key]:g}, received '{value}'.") from None
+    return found

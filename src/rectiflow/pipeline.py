@@ -35,6 +35,7 @@ from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidance import ClassifierFree
 from rectiflow.sampling.sample import State, trajectory
 from rectiflow.sampling.solvers import solver as solver_named
+from rectiflow.sampling.stochastic import Noise
 
 _CHUNK = 125
 
@@ -129,7 +130,7 @@ class Pipeline:
         z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
         path = self.flow.schedule
-        solver = solver_named(request.solver)
+        solver = solver_named(request.solver, Noise(request.seed, index))
         grid = time_grid(solver.intervals(request.steps), shift_by=self.flow.shift, kind=request.grid, schedule=path)
         noise = path.prior_std * z
         guidance = ClassifierFree(request.guidance, request.interval)

@@ -18,4 +18,9 @@ SolverName = Literal[
     "trig-ab1",
     "trig-ab2",
     "rk45",
+    "sde",
+    "ddpm",
+    "sde-dpm++2m",
+    "edm",
+    "pc",
 ]

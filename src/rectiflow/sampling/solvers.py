@@ -12,6 +12,14 @@ from rectiflow.flow.flow import expand
 from rectiflow.sampling.adaptive import DormandPrince
 from rectiflow.sampling.exponential import ExponentialAdams, UniPC, bh2, exact
 from rectiflow.sampling.method import Field, History, Solver, combine, quadrature
+from rectiflow.sampling.stochastic import (
+    Ancestral,
+    Churn,
+    EulerMaruyama,
+    Noise,
+    PredictorCorrector,
+    StochasticDPM,
+)
 
 
 @final
@@ -143,14 +151,20 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "trig-ab1": lambda: TrigAdams(1),
     "trig-ab2": lambda: TrigAdams(2),
     "rk45": DormandPrince,
+    "sde": EulerMaruyama,
+    "ddpm": Ancestral,
+    "sde-dpm++2m": StochasticDPM,
+    "edm": Churn,
+    "pc": PredictorCorrector,
 }
 
 
-def solver(description: str) -> Solver:
-    """The solver of that name, with settings if any are given: "rk45", "rk45:tolerance=1e-6".
+def solver(description: str, noise: Noise | None = None) -> Solver:
+    """The solver of that name, with settings if any are given: "rk45", "ddpm:eta=0.5", "sde:epsilon=t,scale=0.5".
 
     Args:
         description: NAME or NAME:SETTING=VALUE,…; the settings are the arguments of the solver's class.
+        noise: what a stochastic solver draws; that of seed 0 if left out.
 
     Raises:
         InputError: no such solver or setting, or a value that it cannot have.
@@ -159,12 +173,13 @@ def solver(description: str) -> Solver:
     if name not in SOLVERS:
         raise unknown("solver", name, SOLVERS)
     maker = SOLVERS[name]
-    return maker(**_settings(name, given, maker))
+    settings = _settings(name, given, maker)
+    return maker(noise, **settings) if "noise" in signature(maker).parameters else maker(**settings)
 
 
 def _settings(name: str, given: str, maker: Callable[..., Solver]) -> dict[str, float | str]:
     """ "a=1,b=x" as the arguments of `maker`, each of the type of its default."""
-    known = {key: value.default for key, value in signature(maker).parameters.items() if value.default is not None}
+    known = {key: value.default for key, value in signature(maker).parameters.items() if key != "noise"}
     found: dict[str, float | str] = {}
     for part in given.split(",") if given else []:
         key, _, value = part.partition("=")

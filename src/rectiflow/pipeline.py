@@ -48,7 +48,10 @@ class Request:
         classes: names of classes; empty for every class of the model.
         count: pictures of each class, ≥ 1.
         steps: N intervals from t = 1 to t = 0.
-        solver: "euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec" or "dpm++2m".
+        solver: "euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec", "ab3", "dpm++2m", "unipc2", "unipc3", "exp-ab2",
+            "exp-ab3", "trig-ab1", "trig-ab2"; "rk45", which ignores `steps`; or with noise at each step "sde", "ddpm",
+            "sde-dpm++2m", "edm", "pc". Settings follow a colon: "rk45:tolerance=1e-6", "ddpm:eta=0.5",
+            "sde:epsilon=t,scale=0.5", "edm:churn=0.2", "pc:snr=0.1". "fast" is the best few-step one: ab3, made safe.
         grid: "uniform" (with the model's shift), "karras" or "log-snr", or the times themselves, falling from 1 to 0,
             as numbers or as in "1,0.8,0.5,0"; `steps` then says nothing.
         guidance: w ≥ 0; 0 is none.

@@ -23,4 +23,5 @@ SolverName = Literal[
     "sde-dpm++2m",
     "edm",
     "pc",
+    "fast",
 ]

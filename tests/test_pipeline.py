@@ -111,6 +111,15 @@ def test_every_schedule_is_saved_and_sampled(pipeline, name, tmp_path):
     assert torch.equal(states[-1].x_t, list(pipeline.states(Request(steps=5, solver="ab2-pec")))[-1].x_t)
 
 
+@pytest.mark.parametrize("solver", ["sde:epsilon=t", "edm", "rk45"])
+def test_a_picture_does_not_depend_on_the_others(pipeline, solver):
+    request = Request(count=3, steps=5, solver=solver, guidance=1.0)
+    whole = pipeline.sample(request).pixels
+    *_, last = pipeline.states(request, 2, 4)
+    assert torch.allclose(last.x_t, whole[2:4], atol=1e-5)
+    assert not torch.allclose(whole[2], whole[3], atol=0.1)
+
+
 def test_another_size(pipeline):
     assert pipeline.sample(Request(["dog"], steps=1, size=(6, 8))).pixels.shape == (1, 1, 6, 8)
     with pytest.raises(InputError, match="does not divide 5×8"):
@@ -127,6 +136,10 @@ def test_another_size(pipeline):
         (Request(guidance=-1.0), "≥ 0"),
         (Request(grid="karas"), "Did you mean 'karras'"),
         (Request(grid=(1.0, 0.5)), "begin at 1 and end at 0"),
+        (Request(grid=(1.2, 0.5, 0.0)), "begin at 1 and end at 0"),
+        (Request(grid=(1.0, 0.4, 0.6, 0.0)), "must fall"),
+        (Request(steps=0, solver="rk45"), "steps must be at least 1"),
+        (Request(solver="ddpm:et=1"), "Did you mean 'eta'"),
         (Request(interval=(0.8, 0.2)), "0 ≤ low ≤ high ≤ 1"),
         (Request(size=(0, 4)), "nearest size is 2×4"),
     ],

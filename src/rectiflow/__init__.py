@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from rectiflow.pipeline import Request as Request
     from rectiflow.sampling.grids import time_grid as time_grid
     from rectiflow.sampling.guidance import ClassifierFree as ClassifierFree
+    from rectiflow.sampling.sample import log_probability as log_probability
     from rectiflow.sampling.sample import sample as sample
     from rectiflow.sampling.sample import trajectory as trajectory
     from rectiflow.sampling.solvers import solver as solver
+    from rectiflow.sampling.stochastic import Noise as Noise
 
 _HOMES = {
     "Condition": "base.condition",
@@ -50,9 +52,11 @@ _HOMES = {
     "Request": "pipeline",
     "time_grid": "sampling.grids",
     "ClassifierFree": "sampling.guidance",
+    "log_probability": "sampling.sample",
     "sample": "sampling.sample",
     "trajectory": "sampling.sample",
     "solver": "sampling.solvers",
+    "Noise": "sampling.stochastic",
 }
 __all__ = sorted(_HOMES)
 

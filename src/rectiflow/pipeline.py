@@ -35,6 +35,7 @@ from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidance import ClassifierFree
 from rectiflow.sampling.sample import State, trajectory
 from rectiflow.sampling.solvers import solver as solver_named
+from rectiflow.sampling.stochastic import Noise
 
 _CHUNK = 125
 
@@ -47,7 +48,10 @@ class Request:
         classes: names of classes; empty for every class of the model.
         count: pictures of each class, ≥ 1.
         steps: N intervals from t = 1 to t = 0. A one-step model takes one, by Euler, whatever the request says.
-        solver: "euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec" or "dpm++2m".
+        solver: "euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec", "ab3", "dpm++2m", "unipc2", "unipc3", "exp-ab2",
+            "exp-ab3", "trig-ab1", "trig-ab2"; "rk45", which ignores `steps`; or with noise at each step "sde", "ddpm",
+            "sde-dpm++2m", "edm", "pc". Settings follow a colon: "rk45:tolerance=1e-6", "ddpm:eta=0.5",
+            "sde:epsilon=t,scale=0.5", "edm:churn=0.2", "pc:snr=0.1". "fast" is the best few-step one: ab3, made safe.
         grid: "uniform" (with the model's shift), "karras" or "log-snr", or the times themselves, falling from 1 to 0,
             as numbers or as in "1,0.8,0.5,0"; `steps` then says nothing.
         guidance: w ≥ 0; 0 is none.
@@ -130,7 +134,7 @@ class Pipeline:
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
         path = self.flow.schedule
         # What knows one step alone is given one.
-        solver = solver_named("euler" if self.flow.one_step else request.solver)
+        solver = solver_named("euler" if self.flow.one_step else request.solver, Noise(request.seed, index))
         steps, kind = (1, "uniform") if self.flow.one_step else (solver.intervals(request.steps), request.grid)
         grid = time_grid(steps, shift_by=self.flow.shift, kind=kind, schedule=path)
         noise = path.prior_std * z

@@ -140,7 +140,7 @@ def test_error_on_other_grids(name, kind):
 @pytest.fixture(scope="module")
 def many_dimensions():
     flow, z = high_dimensional(), noise(48, 1024, seed=1)
-    return flow, z, sample(flow, z, solver("ab2"), 400)
+    return flow, z, sample(flow, z, solver("ab3"), 200)
 
 
 @pytest.mark.parametrize("name", sorted(IN_MANY_DIMENSIONS))
@@ -286,6 +286,19 @@ def test_unipc_by_hand():
     assert torch.allclose(first, predicted, atol=1e-12)
     second, _ = UniPC(1).step(flow.estimate, first + 0.5, *times[1:], history)
     assert torch.allclose(second, expected, atol=1e-12)
+
+
+def test_fast_is_ab3_made_safe():
+    """The same on a uniform grid; where steps grow quickly, one order lower and far nearer."""
+    flow, z = high_dimensional(), noise(16, 1024, seed=1)
+    assert torch.equal(sample(flow, z, solver("fast"), 9), sample(flow, z, solver("ab3"), 9))
+    grid, reference = time_grid(8, shift_by=12.0), sample(flow, z, solver("ab3"), 200)
+    error = {}
+    for name in ("ab3", "fast"):
+        *_, last = trajectory(flow, z, grid, solver(name))
+        error[name] = float((last.x_t - reference).square().mean(1).sqrt().median())
+    assert error["ab3"] > 0.4
+    assert error["fast"] < 0.3
 
 
 def test_adams_weights_of_two_nodes():

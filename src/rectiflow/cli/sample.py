@@ -26,7 +26,9 @@ class Sample:
         classes: Names of classes; all of them if left out.
         count: Pictures of each class, class by class.
         steps: Intervals from noise (t=1) to picture (t=0).
-        solver: euler, heun, midpoint, rk4, ab2, ab2-pec or dpm++2m.
+        solver: fast, euler, heun, midpoint, rk4, ab2, ab2-pec, ab3, dpm++2m, unipc2, unipc3, exp-ab2, exp-ab3,
+            trig-ab1, trig-ab2; rk45 (chooses its steps); sde, ddpm, sde-dpm++2m, edm, pc (noise at each step). Settings
+            follow a colon: ddpm:eta=0.5, rk45:tolerance=1e-6, sde:epsilon=t,scale=0.5, edm:churn=0.2, pc:snr=0.1.
         grid: uniform, karras, log-snr, or times that fall from 1 to 0, such as 1,0.8,0.5,0; these set the steps.
         guidance: w ≥ 0 of v = (1+w)·v_class − w·v_null; 0 is none. Others' guidance scale is 1+w.
         interval: Times between which guidance acts, LOW HIGH; 0 1 is all.

@@ -18,4 +18,10 @@ SolverName = Literal[
     "trig-ab1",
     "trig-ab2",
     "rk45",
+    "sde",
+    "ddpm",
+    "sde-dpm++2m",
+    "edm",
+    "pc",
+    "fast",
 ]

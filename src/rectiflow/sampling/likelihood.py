@@ -21,7 +21,6 @@ from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.method import History
 from rectiflow.sampling.solvers import solver as solver_named
 
-
 SOLVERS = ("euler", "heun", "midpoint", "rk4", "ab2", "ab3")
 
 
@@ -31,7 +30,8 @@ class LikelihoodConfig:
 
     Args:
         steps: N intervals from t_min to t_max.
-        solver: one of `SOLVERS`, which ask a field for its velocity alone, upwards in time too; one of first order is 0.3 nats off where "rk4" is 1e-4.
+        solver: one of `SOLVERS`, which ask for the velocity alone, and march upwards in time too; one of first order is
+            0.3 nats off where "rk4" is 1e-4.
         grid: as for `time_grid`, "log-snr" where the velocity is steep at an end.
         probes: K random signs ε of Hutchinson's estimate of the divergence, εᵀ(∂v/∂x)ε, each kept along the way;
             0 takes the exact trace, by one backward pass for each dimension.

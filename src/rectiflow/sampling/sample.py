@@ -1,6 +1,6 @@
 """The sampling loop: written once, for every flow, solver and guidance."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -121,3 +121,12 @@ def sample(
             last = state
     assert last is not None
     return last.x_t
+
+
+def log_probability(states: Iterable[State]) -> Tensor:
+    """Natural log of the density of all that a trajectory drew after its start, float64 B; 0 if it drew nothing.
+
+    Where each step draws x_s itself ("sde", "ddpm", "sde-dpm++2m"), that is the density of the path given its start,
+    steps that draw nothing left out.
+    """
+    return sum((drawn.log_density() for state in states for drawn in state.transitions), torch.zeros(()).double())

@@ -1,5 +1,6 @@
 """Solvers of dx = v dt from t = 1 to t = 0, by name. A method is data; the loop lies in `sample`."""
 
+import math
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import final
@@ -12,6 +13,14 @@ from rectiflow.flow.flow import expand
 from rectiflow.sampling.adaptive import DormandPrince
 from rectiflow.sampling.exponential import ExponentialAdams, UniPC, bh2, exact
 from rectiflow.sampling.method import Field, History, Solver, combine, quadrature
+from rectiflow.sampling.stochastic import (
+    Ancestral,
+    Churn,
+    EulerMaruyama,
+    Noise,
+    PredictorCorrector,
+    StochasticDPM,
+)
 
 
 @final
@@ -47,12 +56,14 @@ class AdamsBashforth(Solver):
 
     Args:
         order: number of velocities used, ≥ 1.
+        growth: where a step is more than this times the last one, two velocities at most are used: with few steps on a
+            heavily shifted grid a parabola is far off by the end of the step. Infinite is no bound.
     """
 
     evaluations = 1
 
-    def __init__(self, order: int) -> None:
-        self.order, self.starting = order, int(order > 2)
+    def __init__(self, order: int, growth: float = math.inf) -> None:
+        self.order, self.growth, self.starting = order, growth, int(order > 2)
 
     def step(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor, history: History) -> tuple[Tensor, History]:
         """March from t to s."""
@@ -62,8 +73,10 @@ class AdamsBashforth(Solver):
             end = field(x_t + h * slope, s).velocity
             return x_t + h / 2 * (slope + end), ((float(t), slope),)
         history = ((float(t), slope), *history)[: self.order]
-        weights = adams_weights([time for time, _ in history], float(t), float(s))
-        return x_t + combine(weights, [slope for _, slope in history]), history
+        grows = len(history) > 2 and float(t - s) > self.growth * (history[1][0] - float(t))
+        used = history[:2] if grows else history
+        weights = adams_weights([time for time, _ in used], float(t), float(s))
+        return x_t + combine(weights, [slope for _, slope in used]), history
 
 
 @final
@@ -143,14 +156,22 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "trig-ab1": lambda: TrigAdams(1),
     "trig-ab2": lambda: TrigAdams(2),
     "rk45": DormandPrince,
+    "sde": EulerMaruyama,
+    "ddpm": Ancestral,
+    "sde-dpm++2m": StochasticDPM,
+    "edm": Churn,
+    "pc": PredictorCorrector,
+    # The most accurate for its evaluations on the uniform grid (benchmarks/solvers.py), made safe on others.
+    "fast": lambda: AdamsBashforth(3, growth=1.5),
 }
 
 
-def solver(description: str) -> Solver:
-    """The solver of that name, with settings if any are given: "rk45", "rk45:tolerance=1e-6".
+def solver(description: str, noise: Noise | None = None) -> Solver:
+    """The solver of that name, with settings if any are given: "rk45", "ddpm:eta=0.5", "sde:epsilon=t,scale=0.5".
 
     Args:
         description: NAME or NAME:SETTING=VALUE,…; the settings are the arguments of the solver's class.
+        noise: what a stochastic solver draws; that of seed 0 if left out.
 
     Raises:
         InputError: no such solver or setting, or a value that it cannot have.
@@ -159,12 +180,13 @@ def solver(description: str) -> Solver:
     if name not in SOLVERS:
         raise unknown("solver", name, SOLVERS)
     maker = SOLVERS[name]
-    return maker(**_settings(name, given, maker))
+    settings = _settings(name, given, maker)
+    return maker(noise, **settings) if "noise" in signature(maker).parameters else maker(**settings)
 
 
 def _settings(name: str, given: str, maker: Callable[..., Solver]) -> dict[str, float | str]:
     """ "a=1,b=x" as the arguments of `maker`, each of the type of its default."""
-    known = {key: value.default for key, value in signature(maker).parameters.items() if value.default is not None}
+    known = {key: value.default for key, value in signature(maker).parameters.items() if key != "noise"}
     found: dict[str, float | str] = {}
     for part in given.split(",") if given else []:
         key, _, value = part.partition("=")

@@ -62,7 +62,7 @@ def test_guidance_state_is_committed_once_per_step():
             assert tuple(shape) == (3, 2)
             return 0
 
-        def branches(self, condition, t):
+        def branches(self, condition, count, t):
             return []
 
         def __call__(self, estimates, x_t, t, s, state):

@@ -32,6 +32,7 @@ class Estimate:
         schedule: the path.
         no_score: why the score is not valid here; empty if it is.
         average_to: the time s of an average velocity from t to s; None if `value` is instantaneous.
+        memory: what the guidance that made it wants to remember if its step is accepted, B×…; None is nothing.
     """
 
     x_t: Tensor
@@ -41,6 +42,7 @@ class Estimate:
     schedule: Schedule
     no_score: str = ""
     average_to: float | None = None
+    memory: Tensor | None = None
 
     def get(self, want: Prediction) -> Tensor:
         """The quantity `want`, B×….

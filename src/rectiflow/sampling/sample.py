@@ -66,7 +66,7 @@ def trajectory(
     history: History = ()
     yield state
     for step, (t, s) in enumerate(pairwise(grid), start=1):
-        field.begin(s)
+        field.begin(t, s)
         x, history = solver.step(field, state.x_t, t, s, history)
         first = field.commit()
         state = State(x, float(s), step, steps, first, field.evaluations, solver.transitions(history))
@@ -86,8 +86,10 @@ class _Field:
         self.first: Estimate | None = None
         self.evaluations = 0
 
-    def begin(self, s: Tensor) -> None:
+    def begin(self, t: Tensor, s: Tensor) -> None:
         self.s, self.first = s, None
+        if self.guidance is not None:
+            self.state = self.guidance.begin(t, s, self.state)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
         estimate = guided(self.flow, self.guidance, self.condition, x_t, t, self.s, self.state)

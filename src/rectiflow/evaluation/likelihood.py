@@ -42,8 +42,8 @@ class LikelihoodRequest:
         ode: how the ODE's likelihood is taken.
         bound_draws: draws of the variational bound for each picture.
         top: greatest log-SNR of the bound.
-        of_levels: whether the bound is of the levels themselves, for a model trained on them; its noise at `top` must be
-            small beside the distance of two levels. If not it is of the pictures with noise added, as "ode" is.
+        of_levels: whether the bound is of the levels themselves, for a model trained on them; its noise at `top` must
+            be small beside the distance of two levels. If not it is of the pictures with noise added, as "ode" is.
         mixture: whether to fit the mixture of Gaussians as well.
         seed: of the dequantising noise and of all draws.
     """
@@ -61,8 +61,8 @@ def held_out_likelihood(pipeline: Pipeline, data: ImageSet, request: LikelihoodR
     """Bits per dimension of the held-out pictures, given their classes, each with its standard error over pictures.
 
     "ode" is −log p of the pictures with uniform noise that fills the gaps between levels, an upper bound of the bits of
-    the levels; "bound" the variational bound of the same pictures, or of the levels themselves; "mixture" as "ode", of a
-    mixture of Gaussians for each class whose components are chosen by cross-validation on the training pictures.
+    the levels; "bound" the variational bound of the same pictures, or of the levels themselves; "mixture" as "ode", of
+    a mixture of Gaussians for each class whose components are chosen by cross-validation on the training pictures.
 
     Raises:
         InputError: a model of latents, a size or channels other than the model's, or fewer than two held-out pictures.

@@ -234,3 +234,28 @@ def test_a_failed_save_keeps_the_former_model(pipeline, tmp_path, monkeypatch):
         pipeline.save(tmp_path / "model")
     assert (tmp_path / "model" / "config.json").read_text() == before
     Pipeline.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"guidance_kind": "apq"}, "unknown guidance 'apq'. Did you mean 'apg'"),
+        ({"guidance_kind": "apg:radios=2", "guidance": 1.0}, "unknown setting of the guidance apg 'radios'"),
+        ({"guidance_kind": "cfg:mix=2"}, "has no settings"),
+        ({"guidance_kind": "auto", "guidance": 1.0}, "--guide RUN"),
+        ({"schedule": "trigg"}, "Did you mean 'trig'"),
+    ],
+)
+def test_bad_views_of_a_model_are_one_line(pipeline, asked, words):
+    with pytest.raises(InputError) as error:
+        pipeline.sample(Request(steps=2, **asked))
+    assert words in str(error.value)
+
+
+def test_a_model_is_sampled_on_other_paths_and_guided_by_a_weaker_one(pipeline):
+    plain = pipeline.sample(Request(count=1, steps=2)).pixels
+    for schedule in ("trig", "vp-linear", "ve", "polynomial"):
+        moved = pipeline.sample(Request(count=1, steps=4, schedule=schedule, grid="log-snr")).pixels
+        assert bool(torch.isfinite(moved).all())
+    same = pipeline.sample(Request(count=1, steps=2, guidance=2.0, guidance_kind="auto", guide=pipeline)).pixels
+    assert torch.allclose(same, plain, atol=1e-5)

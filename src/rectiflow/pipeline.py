@@ -17,7 +17,9 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.conditioning.labels import Labels
 from rectiflow.flow.config import FlowConfig
-from rectiflow.flow.flow import Flow
+from rectiflow.flow.flow import AbstractFlow, Flow
+from rectiflow.flow.rescheduled import OnSchedule
+from rectiflow.flow.schedule import schedule
 from rectiflow.hub import publish
 from rectiflow.model_folder import (
     CONVENTIONS,
@@ -32,7 +34,7 @@ from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
 from rectiflow.sampling.cores import over_cores
 from rectiflow.sampling.grids import time_grid
-from rectiflow.sampling.guidance import ClassifierFree
+from rectiflow.sampling.guidances import guidance as guidance_named
 from rectiflow.sampling.sample import State, trajectory
 from rectiflow.sampling.solvers import solver as solver_named
 from rectiflow.sampling.stochastic import Noise
@@ -54,7 +56,11 @@ class Request:
             "sde:epsilon=t,scale=0.5", "edm:churn=0.2", "pc:snr=0.1". "fast" is the best few-step one: ab3, made safe.
         grid: "uniform" (with the model's shift), "karras" or "log-snr", or the times themselves, falling from 1 to 0,
             as numbers or as in "1,0.8,0.5,0"; `steps` then says nothing.
+        schedule: path to sample on, by equal log-SNR, as for `FlowConfig`; empty is the model's own.
         guidance: w ≥ 0; 0 is none.
+        guidance_kind: "cfg", "apg", "cfg-zero", "cfg++" (w is its λ, usually up to 1), "rescale" or "auto"; settings
+            follow a colon, as in "apg:momentum=0,radius=2".
+        guide: the weaker model of "auto", of the same shape and classes.
         interval: times (low, high) within which guidance acts; (0, 1) is all.
         seed: any integer.
         size: H, W in pixels; None is the size trained on.
@@ -65,7 +71,10 @@ class Request:
     steps: int = 50
     solver: str = "euler"
     grid: str | Sequence[float] = "uniform"
+    schedule: str = ""
     guidance: float = 0.0
+    guidance_kind: str = "cfg"
+    guide: "Pipeline | None" = None
     interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     size: tuple[int, int] | None = None
@@ -132,14 +141,15 @@ class Pipeline:
         shape = self.autoencoder.latent_shape((self.shape[0], *(request.size or self.shape[1:])))
         z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
-        path = self.flow.schedule
+        flow = self._flow_on(request.schedule)
+        path = flow.schedule
         # What knows one step alone is given one.
         solver = solver_named("euler" if self.flow.one_step else request.solver, Noise(request.seed, index))
         steps, kind = (1, "uniform") if self.flow.one_step else (solver.intervals(request.steps), request.grid)
-        grid = time_grid(steps, shift_by=self.flow.shift, kind=kind, schedule=path)
-        noise = path.prior_std * z
-        guidance = ClassifierFree(request.guidance, request.interval)
-        states = trajectory(self.flow, noise, grid, solver, condition, guidance)
+        grid = time_grid(steps, shift_by=flow.shift, kind=kind, schedule=path)
+        guide = None if request.guide is None else request.guide._flow_on(request.schedule)
+        guidance = guidance_named(request.guidance_kind, request.guidance, request.interval, guide)
+        states = trajectory(flow, path.prior_std * z, grid, solver, condition, guidance)
         while True:
             # Only the network runs without gradients: a generator must not switch them off for its caller.
             with torch.no_grad():
@@ -148,15 +158,26 @@ class Pipeline:
                 return
             yield state
 
+    def _flow_on(self, name: str) -> AbstractFlow:
+        return (
+            OnSchedule(self.flow, schedule(FlowConfig.parse({"schedule": name}, "--schedule"))) if name else self.flow
+        )
+
     def labels(self, request: Request) -> Tensor:
         """Label of each picture of a request, int64."""
         if request.count < 1:
             raise InputError(f"count must be at least 1, received {request.count}.")
+        by_null = request.guidance and request.guidance_kind.partition(":")[0] != "auto"
+        if (guide := request.guide) is not None and (guide.shape, guide.class_names) != (self.shape, self.class_names):
+            raise InputError(
+                f"--guide is of pictures {guide.shape} with {len(guide.class_names)} classes; expected this model's "
+                f"{self.shape} with the same {len(self.class_names)}."
+            )
         if not self.class_names:
-            if request.classes or request.guidance:
+            if request.classes or by_null:
                 raise InputError("this model is unconditional: it knows no classes and no guidance; leave both out.")
             return torch.full((request.count,), -1)
-        if request.guidance and not self.null_trained:
+        if by_null and not self.null_trained:
             raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
         return Labels(self.class_names)(request.classes or self.class_names).labels.repeat_interleave(request.count)
 

@@ -344,7 +344,7 @@ def test_unknown_solver():
     ("description", "message"),
     [
         ("rk45:tol=1", "Did you mean 'tolerance'"),
-        ("rk45:tolerance=small", "rk45:tolerance expects a number such as 1e-05, received 'small'"),
+        ("rk45:tolerance=small", "solver rk45: tolerance expects a number such as 1e-05, received 'small'"),
         ("rk45:tolerance", "received ''"),
         ("euler:eta=1", "euler has no settings"),
         ("unipc", "Did you mean 'unipc"),

@@ -30,7 +30,12 @@ class Sample:
             trig-ab1, trig-ab2; rk45 (chooses its steps); sde, ddpm, sde-dpm++2m, edm, pc (noise at each step). Settings
             follow a colon: ddpm:eta=0.5, rk45:tolerance=1e-6, sde:epsilon=t,scale=0.5, edm:churn=0.2, pc:snr=0.1.
         grid: uniform, karras, log-snr, or times that fall from 1 to 0, such as 1,0.8,0.5,0; these set the steps.
+        schedule: Path to sample on, by equal log-SNR: rectified, trig, polynomial, vp-linear or ve; the model's
+            own if left out.
         guidance: w ≥ 0 of v = (1+w)·v_class − w·v_null; 0 is none. Others' guidance scale is 1+w.
+        guidance_kind: cfg, apg, cfg-zero, cfg++ (its λ is --guidance, usually up to 1), rescale or auto; settings
+            follow a colon, as in apg:momentum=0,radius=2.
+        guide: Run of a smaller or less trained model of the same pictures, for auto.
         interval: Times between which guidance acts, LOW HIGH; 0 1 is all.
         seed: Picture i of a request has the same noise under the same seed, however many are asked for.
         size: Height and width in pixels; the size trained on if left out.
@@ -45,7 +50,10 @@ class Sample:
     steps: int = 50
     solver: str = "euler"
     grid: str = "uniform"
+    schedule: str = ""
     guidance: float = 0.0
+    guidance_kind: str = "cfg"
+    guide: Path | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     size: tuple[int, int] | None = None
@@ -65,14 +73,18 @@ class Sample:
         from rectiflow.pipeline import Pipeline, Request
         from rectiflow.training.precision import resolve_device
 
-        pipeline = Pipeline.load(self.run, device=str(resolve_device(self.device)))
+        device = str(resolve_device(self.device))
+        pipeline = Pipeline.load(self.run, device)
         request = Request(
             classes=self.classes,
             count=self.count,
             steps=self.steps,
             solver=self.solver,
             grid=self.grid,
+            schedule=self.schedule,
             guidance=self.guidance,
+            guidance_kind=self.guidance_kind,
+            guide=None if self.guide is None else Pipeline.load(self.guide, device),
             interval=self.interval,
             seed=self.seed,
             size=self.size,
@@ -111,10 +123,12 @@ class Sample:
 
     def _about(self, pipeline: "Pipeline") -> dict[str, Any]:
         classes = self.classes or pipeline.class_names
-        names = ("count", "steps", "solver", "grid", "guidance", "interval", "seed")
+        names = ("count", "steps", "solver", "grid", "schedule", "guidance", "guidance_kind", "interval", "seed")
         about = {k: v for k, v in asdict(self).items() if k in names}
         if "," in self.grid:
             about["steps"] = self.grid.count(",")
+        if self.guide is not None:
+            about["guide"] = str(self.guide)
         if pipeline.flow.one_step:
             about |= {"steps": 1, "solver": "euler", "grid": "uniform"}
         return {"model": str(self.run), **pipeline.training, "classes": list(classes), **about}

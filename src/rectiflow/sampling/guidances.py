@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -15,7 +15,8 @@ from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.flow.flow import AbstractFlow, Estimate, expand
 from rectiflow.flow.prediction import Prediction
-from rectiflow.sampling.guidance import Branch, Weighted
+from rectiflow.sampling.guidance import Branch, ClassifierFree, Guidance, Weighted
+from rectiflow.sampling.settings import described
 
 _LEAST_BETA = 1e-3
 
@@ -182,6 +183,38 @@ class Rescaled(Weighted):
         deviations = [estimate.data.flatten(1).std(1).reshape(w.shape) for estimate in (given, guided)]
         excess = self.mix * (deviations[0] / deviations[1].clamp_min(1e-12) - 1)
         return replace(guided, value=velocity - excess * guided.data / _scale(given))
+
+
+GUIDANCES: dict[str, Callable[..., Guidance]] = {
+    "cfg": ClassifierFree,
+    "apg": APG,
+    "cfg-zero": CFGZeroStar,
+    "cfg++": CFGPlusPlus,
+    "rescale": Rescaled,
+    "auto": Autoguidance,
+}
+
+
+def guidance(
+    description: str,
+    weight: float | Tensor,
+    interval: tuple[float, float] = (0.0, 1.0),
+    bad: AbstractFlow | None = None,
+) -> Guidance:
+    """The guidance of that name, with settings if any are given: "cfg", "apg:momentum=0,radius=2", "rescale:mix=0.5".
+
+    Args:
+        description: NAME or NAME:SETTING=VALUE,…; the settings are the arguments of the guidance's class.
+        weight: w (λ of cfg++) ≥ 0; 0 is none.
+        interval: times within which it acts; (0, 1) is all.
+        bad: the weaker flow of "auto".
+
+    Raises:
+        InputError: no such guidance or setting, a value that it cannot have, or "auto" without a weaker flow.
+    """
+    if description.partition(":")[0] == "auto" and bad is None:
+        raise InputError("autoguidance needs a weaker model of the same pictures: --guide RUN.")
+    return described("guidance", description, GUIDANCES, {"weight": weight, "interval": interval, "bad": bad})
 
 
 def _velocity(given: Estimate, value: Tensor) -> Estimate:

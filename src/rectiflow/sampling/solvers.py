@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import final
 
 import torch
 from torch import Tensor
 
-from rectiflow.base.errors import InputError, unknown
 from rectiflow.flow.flow import expand
 from rectiflow.sampling.adaptive import DormandPrince
 from rectiflow.sampling.exponential import ExponentialAdams, UniPC, bh2, exact
 from rectiflow.sampling.method import Field, History, Solver, combine, quadrature
+from rectiflow.sampling.settings import described
 from rectiflow.sampling.stochastic import (
     Ancestral,
     Churn,
@@ -176,26 +175,4 @@ def solver(description: str, noise: Noise | None = None) -> Solver:
     Raises:
         InputError: no such solver or setting, or a value that it cannot have.
     """
-    name, _, given = description.partition(":")
-    if name not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
-    maker = SOLVERS[name]
-    settings = _settings(name, given, maker)
-    return maker(noise, **settings) if "noise" in signature(maker).parameters else maker(**settings)
-
-
-def _settings(name: str, given: str, maker: Callable[..., Solver]) -> dict[str, float | str]:
-    """ "a=1,b=x" as the arguments of `maker`, each of the type of its default."""
-    known = {key: value.default for key, value in signature(maker).parameters.items() if key != "noise"}
-    found: dict[str, float | str] = {}
-    for part in given.split(",") if given else []:
-        key, _, value = part.partition("=")
-        if not known:
-            raise InputError(f"the solver {name} has no settings, received '{given}'; leave out what follows {name}.")
-        if key not in known:
-            raise unknown(f"setting of the solver {name}", key, known)
-        try:
-            found[key] = type(known[key])(value)
-        except ValueError:
-            raise InputError(f"{name}:{key} expects a number such as {known[key]:g}, received '{value}'.") from None
-    return found
+    return described("solver", description, SOLVERS, {"noise": noise})

@@ -132,7 +132,42 @@ def evening(result: dict) -> str:
     )
 
 
+def solvers(result: dict) -> str:
+    limits = result["settings"]["evaluations"]
+    header = ["", *(f"{problem}, {limit}" for problem in result["problems"] for limit in limits)]
+    errors = {problem: found["errors"] for problem, found in result["problems"].items()}
+    rows = [
+        [
+            f"`{name}`" if "diffusers" not in name else name,
+            *(f"{e:.1e}" for by in errors.values() for e in by["uniform"][name]),
+        ]
+        for name in errors["H"]["uniform"]
+    ]
+    behind = []
+    for problem, grids in errors.items():
+        for grid, found in grids.items():
+            theirs = {name: row for name, row in found.items() if "diffusers" in name}
+            for place, limit in enumerate(limits):
+                name, row = min(theirs.items(), key=lambda item, place=place: item[1][place])
+                if row[place] < found["fast"][place]:
+                    behind.append(
+                        f"{problem}, {grid}, {limit}: {name} {row[place]:.1e}, fast {found['fast'][place]:.1e}"
+                    )
+    adaptive = "; ".join(
+        f"{problem} " + ", ".join(f"{row['evaluations']} → {row['error']:.1e}" for row in found["rk45"].values())
+        for problem, found in result["problems"].items()
+    )
+    parts = [
+        table(header, rows),
+        f"`rk45`, evaluations → error at tolerances {', '.join(result['problems']['A']['rk45'])}: {adaptive}.",
+        f"Ahead of `fast` (the best of diffusers'): {'; '.join(behind) or 'none'}.",
+        f"`{result['command']}`, diffusers {result['diffusers']}, {result['settings']['dtype']}.",
+    ]
+    return "\n\n".join(parts)
+
+
 TABLES = {
+    "solvers": solvers,
     "digits": digits,
     "speed": speed,
     "dropout": dropout,

@@ -112,6 +112,12 @@ def test_train_again_and_resume(run, capsys):
         (["sample", "RUN", "--count", "two"], ["--count", "'two'"]),
         (["sample", "RUN", "--solvr", "heun"], ["unknown option '--solvr'", "Did you mean '--solver'"]),
         (["sample", "RUN", "--solver", "huen"], ["Did you mean 'heun'"]),
+        (["sample", "RUN", "--solver", "ddpm:eta=2"], ["ddpm:eta must be from 0 to 1, received 2"]),
+        (
+            ["sample", "RUN", "--solver", "sde:epsilon=one"],
+            ["unknown epsilon", "Expected one of: t, sbdm, constant, sin2"],
+        ),
+        (["sample", "RUN", "--steps", "0"], ["steps must be at least 1, received 0"]),
         (["sample", "RUN", "--grid", "logsnr"], ["unknown grid 'logsnr'", "Did you mean 'log-snr'"]),
         (["sample", "RUN", "--grid", "1,0.5,0.6,0"], ["must fall"]),
         (["sample", "RUN", "--interval", "0.9", "0.1"], ["0 ≤ low ≤ high ≤ 1", "(0.9, 0.1)"]),

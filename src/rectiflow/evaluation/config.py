@@ -1,0 +1,27 @@
+"""Settings of an evaluation. Never imports torch."""
+
+from pydantic import Field
+
+from rectiflow.base.config import Config
+
+
+class EvaluateConfig(Config):
+    """What is measured of a model.
+
+    Args:
+        count: samples drawn, ≥ 20; as many real pictures are compared with, if there are as many.
+        features: "pixels", "encoder" (trained on the training pictures), or the local folder of one.
+        steps: N intervals of the solver.
+        solver: as for `rectiflow sample`.
+        guidance: w ≥ 0; 0 is none.
+        seed: of the samples, the encoder and the resampling.
+        likelihood: whether to measure bits per dimension too.
+    """
+
+    count: int = Field(1000, ge=20)
+    features: str = "encoder"
+    steps: int = Field(50, ge=1)
+    solver: str = "euler"
+    guidance: float = Field(0.0, ge=0)
+    seed: int = 0
+    likelihood: bool = False

@@ -1,0 +1,77 @@
+"""A report as Markdown."""
+
+from typing import Any
+
+_SCORES = {
+    "frechet": "Fréchet distance",
+    "kernel": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "told_apart": "told apart (½: not at all)",
+}
+
+
+def page(result: dict[str, Any]) -> str:
+    """The page of what `evaluate` measured."""
+    parts = [_head(result), _table(result), "![samples, a row of each class](samples.png)", _copies(result["copies"])]
+    if "loss_by_noise" in result:
+        parts.append(_loss(result["loss_by_noise"]))
+    if "likelihood" in result:
+        parts.append(_likelihood(result["likelihood"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def cell(value: Any) -> str:
+    """A figure, with its interval if it has one."""
+    if isinstance(value, dict):
+        return f"{value['value']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+    return f"{value:.3f}"
+
+
+def _head(result: dict[str, Any]) -> str:
+    settings, cost, found = (result[name] for name in ("settings", "cost", "scores"))
+    return (
+        f"# {result['model'].get('model', 'model')}\n\n"
+        f"{found['count']} samples by {settings['solver']}, {settings['steps']} steps, w = {settings['guidance']:g}, "
+        f"seed {settings['seed']} ({cost['evaluations']} evaluations of the network for each, "
+        f"{cost['seconds_per_100']} s for 100), beside as many held-out pictures, by {found['features']} "
+        f"({found['dimension']} numbers each). *Real* is training pictures in the samples' place. Intervals: 95 %."
+    )
+
+
+def _table(result: dict[str, Any]) -> str:
+    found, real = result["scores"], result["real"]
+    rows = [f"| {title} | {cell(found[name])} | {cell(real[name])} |" for name, title in _SCORES.items()]
+    notes = [f"\nNote: {note}" for note in found["notes"]]
+    return "\n".join(["| score | samples | real |", "| --- | --- | --- |", *rows, *notes])
+
+
+def _copies(copies: dict[str, float]) -> str:
+    return (
+        f"## Copies\n\n{copies['share']:.1%} of the samples lie nearer to a training picture than 99 % of training "
+        "pictures to their nearest other one; of held-out pictures, which are no copies, "
+        f"{copies['held_out_share']:.1%}. The closest pairs, samples above:\n\n![closest pairs](copies.png)\n\n"
+        "![distances to the nearest training picture](nearest.png)"
+    )
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    verdict = "The model is overfitted." if loss["overfitted"] else "No sign of overfitting."
+    return (
+        f"## Loss by noise level\n\n{verdict} The held-out loss is {loss['excess']:+.1%} from the training loss.\n\n"
+        "![loss by noise level](loss.png)"
+    )
+
+
+def _likelihood(bits: dict[str, Any]) -> str:
+    titles = {"ode": "the flow, by its ODE", "bound": "its variational bound", "mixture": "a mixture of Gaussians"}
+    rows = [
+        f"| {title} | {bits[name]['bits_per_dim']:.3f} ± {bits[name]['standard_error']:.3f} |"
+        for name, title in titles.items()
+        if name in bits
+    ]
+    return "\n".join(
+        [f"## Likelihood of {bits['count']} held-out pictures\n", "| | bits per dimension |", "| --- | --- |", *rows]
+    )

@@ -1,0 +1,81 @@
+"""A report folder: figures as JSON, a page to read, and the pictures that belong to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import write_text
+from rectiflow.data.images import ImageSet
+from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
+from rectiflow.evaluation.config import EvaluateConfig
+from rectiflow.evaluation.features import features
+from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_likelihood
+from rectiflow.evaluation.memory import in_features, loss_by_noise, sheet_of_pairs, some
+from rectiflow.evaluation.page import page
+from rectiflow.evaluation.plots import plot_loss, plot_nearest
+from rectiflow.evaluation.scores import drawn, real_scores, scores
+from rectiflow.pipeline import Pipeline
+
+
+def evaluate(
+    pipeline: Pipeline, data: ImageSet, config: EvaluateConfig, out: Path, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure a model and write report.json, report.md, their pictures, and the encoder if one was trained, into `out`.
+
+    Args:
+        pipeline: the model.
+        data: its pictures; the held-out ones are the reference, the training ones tell copies.
+        config: what to measure.
+        out: the folder; made if need be.
+        about: what the model is, for readers.
+
+    Raises:
+        InputError: too few held-out pictures, or pictures of another shape than the model's.
+    """
+    if tuple(data.shape) != tuple(pipeline.shape):
+        raise InputError(f"the model makes pictures of {tuple(pipeline.shape)}; the data have {tuple(data.shape)}.")
+    if len(data.held_out) < 20:
+        raise InputError(
+            f"an evaluation needs at least 20 held-out pictures, there are {len(data.held_out)}; "
+            "train with a greater share held out: data.held_out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    by = features(config.features, data.train, config.seed)
+    samples, cost = drawn(pipeline, config)
+    held_out, _ = some(data.held_out, config.seed, config.count)
+    train, _ = some(data.train, config.seed)
+    near = in_features(by, samples.pixels, train, held_out)
+    result: dict[str, Any] = {
+        "model": about,
+        "settings": config.model_dump(),
+        "cost": cost,
+        "scores": scores(by, samples.pixels, held_out, config.seed),
+        "real": real_scores(by, data, config.seed, config.count),
+        "copies": {"share": near.share, "held_out_share": near.held_out_share, "threshold": near.threshold},
+    }
+    if not pipeline.flow.one_step:
+        result["loss_by_noise"] = loss_by_noise(pipeline, data.train, data.held_out, seed=config.seed)
+        plot_loss(result["loss_by_noise"], out / "loss.png")
+    if config.likelihood:
+        result["likelihood"] = held_out_likelihood(pipeline, data, LikelihoodRequest(seed=config.seed))
+    by.save(out)
+    _save(_sheet(samples.pixels, samples.labels), out / "samples.png")
+    save_png(sheet_of_pairs(near, samples.pixels, train), out / "copies.png", {})
+    plot_nearest(near.nearest, in_features(by, held_out, train, held_out).nearest, near.threshold, out / "nearest.png")
+    write_text(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "report.md", page(result))
+    return result
+
+
+def _sheet(pixels: Tensor, labels: Tensor, columns: int = 10) -> Tensor:
+    """The first samples of each class, columns × C×H×W a row."""
+    rows = [pixels[labels == label][:columns] for label in labels.unique()[:10]]
+    return torch.cat([row for row in rows if len(row) == columns] or [pixels[:columns]])
+
+
+def _save(pixels: Tensor, path: Path) -> None:
+    save_png(grid(to_uint8(pixels), 10, screen_scale(*pixels.shape[-2:])), path, {})

@@ -1,0 +1,80 @@
+"""The scores of one set of samples, and the drawing of samples with what it cost."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from rectiflow.base.randomness import Key
+from rectiflow.data.images import ImageSet
+from rectiflow.evaluation.config import EvaluateConfig
+from rectiflow.evaluation.features import Features
+from rectiflow.evaluation.memory import some
+from rectiflow.evaluation.metrics import Interval, bootstrap, frechet_distance, kernel_distance, manifold, told_apart
+from rectiflow.pipeline import Pipeline, Request, Samples
+
+
+def drawn(pipeline: Pipeline, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
+    """Samples of every class, as evenly as the count allows, and what they cost."""
+    classes = max(1, len(pipeline.class_names))
+    request = Request(
+        count=-(-config.count // classes),
+        steps=config.steps,
+        solver=config.solver,
+        guidance=config.guidance,
+        seed=config.seed,
+    )
+    *_, last = pipeline.states(request, 0, 1)
+    start = time.perf_counter()
+    samples = pipeline.sample(request)
+    seconds = time.perf_counter() - start
+    # Guidance evaluates a second branch with each evaluation.
+    evaluations = last.evaluations * (2 if config.guidance else 1)
+    # One too many of some classes: those to leave out are drawn, so that no class is last.
+    chosen = Key(config.seed, "evaluated").permutation(len(samples.labels))[: config.count].sort().values
+    kept = Samples(samples.pixels[chosen], samples.labels[chosen])
+    cost = {"evaluations": evaluations, "seconds_per_100": round(100 * seconds / len(samples.labels), 3)}
+    return kept, cost
+
+
+def scores(features: Features, made: Tensor, real: Tensor, seed: int) -> dict[str, Any]:
+    """Every score of samples beside real pictures, both N×C×H×W, equally many where there are as many.
+
+    With "notes": what a reader must know of them.
+    """
+    count = min(len(made), len(real))
+    made, real = features(made[:count] if len(made) == count else _even(made, count, seed)), features(real)
+    real = real if len(real) == count else _even(real, count, seed)
+    notes = []
+    if count <= made.shape[1]:
+        notes.append(
+            f"{count} samples of {made.shape[1]} features: the covariances lack full rank, and the Fréchet distance is "
+            "of little worth; draw more samples, or use features=encoder."
+        )
+    covered = manifold(made, real)
+    return {
+        "features": features.name,
+        "dimension": made.shape[1],
+        "count": count,
+        "frechet": _rounded(bootstrap(frechet_distance, made, real, seed=seed)),
+        "kernel": _rounded(bootstrap(kernel_distance, made, real, seed=seed)),
+        **{name: round(value, 4) for name, value in asdict(covered).items()},
+        "told_apart": _rounded(told_apart(made, real, seed)),
+        "notes": notes,
+    }
+
+
+def real_scores(features: Features, data: ImageSet, seed: int, count: int) -> dict[str, Any]:
+    """The same of training pictures beside the held-out ones: what a perfect model would be given."""
+    held_out, _ = some(data.held_out, seed, count)
+    train, _ = some(data.train, seed + 1, len(held_out))
+    return scores(features, train, held_out, seed)
+
+
+def _even(pixels: Tensor, count: int, seed: int) -> Tensor:
+    return pixels[Key(seed, "as many").permutation(len(pixels))[:count].sort().values]
+
+
+def _rounded(found: Interval) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in asdict(found).items()}

@@ -49,7 +49,7 @@ def compare(
     real = real_scores(by, data, first.seed, first.count)
     result = {"settings": first.model_dump(), "rows": rows, "real": real}
     write_text(out / "compare.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    plot_cost(rows, "frechet", f"Fréchet distance ({rows[0]['features']})", out / "compare.png")
+    plot_cost(rows, "frechet", "Fréchet distance to held-out pictures", out / "compare.png")
     write_text(out / "compare.md", _page(rows, real, first))
     return rows
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 
@@ -42,6 +43,9 @@ def plot_cost(rows: Sequence[dict[str, Any]], score: str, title: str, path: Path
         style = {"color": f"C{number % 10}", "marker": "os^v"[number // 10 % 4], "capsize": 2, "label": line}
         axis.errorbar(x, y, yerr=[below, above], **style)
     axis.set(xscale="log", yscale="log", xlabel="evaluations of the network for one picture", ylabel=title)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(ScalarFormatter())
+        side.set_minor_formatter(ScalarFormatter())
     axis.legend(fontsize=7)
     figure.savefig(path, dpi=100)
 

@@ -19,6 +19,7 @@ from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
 from rectiflow.evaluation.scores import drawn, real_scores, scores
 from rectiflow.pipeline import Pipeline
+from rectiflow.sampling.solvers import solver
 
 
 def evaluate(
@@ -43,6 +44,7 @@ def evaluate(
             f"an evaluation needs at least 20 held-out pictures, there are {len(data.held_out)}; "
             "train with a greater share held out: data.held_out."
         )
+    solver(config.solver)  # a name that is none is told before anything is trained
     out.mkdir(parents=True, exist_ok=True)
     by = features(config.features, data.train, config.seed)
     samples, cost = drawn(pipeline, config)

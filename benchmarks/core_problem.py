@@ -43,7 +43,7 @@ SEEDS = (301, 302, 303)
 KINDS = {"vae": "VAE, its prior", "gan": "GAN", "digits": "rectified flow, 50 steps"}
 RATES = {"vae": (2e-3, 5e-3, 1e-2), "gan": (1e-3, 2e-3, 5e-3), "digits": (1e-2, 2e-2)}
 CHOSEN = {
-    "ring": {"vae": 5e-3, "gan": 2e-3, "digits": 1e-2},
+    "ring": {"vae": 5e-3, "gan": 1e-3, "digits": 1e-2},
     "digits": {"vae": 5e-3, "gan": 2e-3, "digits": 2e-2},
 }
 MODES, RADIUS, SPREAD = 8, 0.7, 0.05

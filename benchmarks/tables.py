@@ -122,6 +122,64 @@ def data(result: dict) -> str:
     return f"{table(['pictures', 'peak memory, MB', 'waiting for data'], rows)}\n\n`{result['command']}`"
 
 
+def likelihood(result: dict) -> str:
+    held_out = result["held_out"]
+    titles = {
+        "ode": f"the flow, by its ODE ({held_out['ode']['steps']} steps of {held_out['ode']['solver']})",
+        "bound": "the flow, by its variational bound",
+        "mixture": "a mixture of Gaussians for each class",
+    }
+    rows = [
+        [title, f"{held_out[k]['bits_per_dim']:.3f} ± {held_out[k]['standard_error']:.3f}"]
+        for k, title in titles.items()
+    ]
+    finer = result["finer"]["ode"]
+    areas = ", ".join(f"{name} {area:.2f}" for name, area in result["area_under_curve"].items())
+    return (
+        f"{table([f'{held_out["count"]} held-out digits', 'bits per dimension'], rows)}\n\n"
+        f"With {finer['steps']} steps, on {result['finer']['count']} of them: {finer['bits_per_dim']:.3f} ± "
+        f"{finer['standard_error']:.3f}. Area under the curve of log p, held-out digits against others: {areas}.\n\n"
+        f"`{result['command']}`"
+    )
+
+
+def quality(result: dict) -> str:
+    costs = (6, 12, 24, 50)
+    by: dict[str, list[str]] = {}
+    for found in result["rows"]:
+        value = found["frechet"]
+        by.setdefault(f"`{found['solver']}`", []).append(
+            f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f}) at {found['evaluations']}"
+        )
+    rows = [[name, *cells] for name, cells in by.items()]
+    return f"{table(['solver', *(f'about {cost}' for cost in costs)], rows)}\n\n`{result['command']}`"
+
+
+def core(result: dict) -> str:
+    ring = [
+        [
+            name,
+            *(
+                f"{(found.get('mean') or found)[k]:.3f}"
+                for k in ("on_a_mode", "modes", "energy_distance", "told_apart")
+            ),
+        ]
+        for name, found in result["ring"].items()
+    ]
+    pictures = [
+        [*row(name, found["mean"]), str(found["steps"]), f"{found['seconds']:.0f}"]
+        for name, found in result["digits"].items()
+    ]
+    seconds = result["settings"]["seconds"]
+    return "\n\n".join(
+        [
+            table([f"ring, {seconds['ring']:.0f} s", "on a mode", "modes of 8", "energy distance", "told apart"], ring),
+            table([f"digits, {seconds['digits']:.0f} s", *FIGURES, "steps", "s"], pictures),
+            f"`{result['command']}`; means of {len(result['settings']['seeds'])} seeds, w = 0.",
+        ]
+    )
+
+
 def evening(result: dict) -> str:
     losses = ", ".join(f"{loss:.3f} after {step}" for step, loss in result["held_out_loss"].items())
     return (
@@ -175,6 +233,9 @@ TABLES = {
     "throughput": throughput,
     "data": data,
     "evening": evening,
+    "likelihood": likelihood,
+    "core_problem": core,
+    "quality": quality,
 }
 
 

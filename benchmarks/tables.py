@@ -123,23 +123,22 @@ def data(result: dict) -> str:
 
 
 def likelihood(result: dict) -> str:
-    held_out = result["held_out"]
+    held_out, finer, few = result["held_out"], result["finer"]["ode"], result["finer"]["count"]
     titles = {
         "ode": f"the flow, by its ODE ({held_out['ode']['steps']} steps of {held_out['ode']['solver']})",
         "bound": "the flow, by its variational bound",
         "mixture": "a mixture of Gaussians for each class",
     }
-    rows = [
-        [title, f"{held_out[k]['bits_per_dim']:.3f} ± {held_out[k]['standard_error']:.3f}"]
-        for k, title in titles.items()
-    ]
-    finer = result["finer"]["ode"]
+
+    def bits(found: dict) -> str:
+        return f"{found['bits_per_dim']:.3f} ± {found['standard_error']:.3f}"
+
+    head = [f"{held_out['count']} held-out digits", "bits per dimension"]
     areas = ", ".join(f"{name} {area:.2f}" for name, area in result["area_under_curve"].items())
     return (
-        f"{table([f'{held_out["count"]} held-out digits', 'bits per dimension'], rows)}\n\n"
-        f"With {finer['steps']} steps, on {result['finer']['count']} of them: {finer['bits_per_dim']:.3f} ± "
-        f"{finer['standard_error']:.3f}. Area under the curve of log p, held-out digits against others: {areas}.\n\n"
-        f"`{result['command']}`"
+        f"{table(head, [[title, bits(held_out[name])] for name, title in titles.items()])}\n\n"
+        f"With {finer['steps']} steps, on {few} of them: {bits(finer)}. Area under the curve of log p, held-out digits "
+        f"against other pictures: {areas}.\n\n`{result['command'].split(' /')[0]}`"
     )
 
 
@@ -156,25 +155,16 @@ def quality(result: dict) -> str:
 
 
 def core(result: dict) -> str:
+    scores, seconds = ("on_a_mode", "modes", "energy_distance", "told_apart"), result["settings"]["seconds"]
     ring = [
-        [
-            name,
-            *(
-                f"{(found.get('mean') or found)[k]:.3f}"
-                for k in ("on_a_mode", "modes", "energy_distance", "told_apart")
-            ),
-        ]
+        [name, *(f"{(found.get('mean') or found)[score]:.3f}" for score in scores), str(found.get("steps", ""))]
         for name, found in result["ring"].items()
     ]
-    pictures = [
-        [*row(name, found["mean"]), str(found["steps"]), f"{found['seconds']:.0f}"]
-        for name, found in result["digits"].items()
-    ]
-    seconds = result["settings"]["seconds"]
+    pictures = [[*row(name, found["mean"]), str(found["steps"])] for name, found in result["digits"].items()]
     return "\n\n".join(
         [
-            table([f"ring, {seconds['ring']:.0f} s", "on a mode", "modes of 8", "energy distance", "told apart"], ring),
-            table([f"digits, {seconds['digits']:.0f} s", *FIGURES, "steps", "s"], pictures),
+            table([f"ring, {seconds['ring']:.0f} s", *(score.replace("_", " ") for score in scores), "steps"], ring),
+            table([f"digits, {seconds['digits']:.0f} s", *FIGURES, "steps"], pictures),
             f"`{result['command']}`; means of {len(result['settings']['seeds'])} seeds, w = 0.",
         ]
     )

@@ -32,6 +32,16 @@ def test_score_is_the_gradient_of_the_log_density(path):
         assert torch.allclose(flow.estimate(x.detach(), t, condition).score, gradient, atol=1e-10)
 
 
+def test_tweedie(path):
+    """x̂ = (x_t + β²∇log p_t)/α and ẑ = −β∇log p_t, from the gradient of the closed-form density alone."""
+    flow, t = ring(path), torch.tensor(0.4, dtype=torch.float64)
+    at, x = path.at(t), noise(20, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(flow.log_density(x, t).sum(), x)
+    estimate = flow.estimate(x.detach(), t)
+    assert torch.allclose(estimate.data, (x.detach() + at.beta**2 * gradient) / at.alpha, atol=1e-10)
+    assert torch.allclose(estimate.noise, -at.beta * gradient, atol=1e-10)
+
+
 def test_velocity_obeys_the_continuity_equation():
     """∂_t p + ∇·(p v) = 0, as ∂_t log p + v·∇log p + ∇·v = 0."""
     flow, t, h = ring(), torch.tensor(0.4, dtype=torch.float64), 1e-5

@@ -110,3 +110,14 @@ def test_shifted_logit_normal_is_a_logit_normal():
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     moved = LogitNormal(0.2 + math.log(3), 1.0)
     assert torch.allclose(Shifted(LogitNormal(0.2, 1.0), 3.0).density(t), moved.density(t), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shift_by", [1.0, 3.0])
+def test_discrete_times_are_the_steps_of_a_chain(shift_by):
+    density = time_density(TimesConfig(density="discrete", count=10), shift_by)
+    times = stratified(density, Key(0, "time"), torch.arange(40), 40)
+    steps = shift(torch.arange(1, 11, dtype=torch.float64) / 10, shift_by)
+    values, counts = times.unique(return_counts=True)
+    assert torch.allclose(values, steps)
+    assert counts.tolist() == [4] * 10
+    assert torch.allclose(density.before(values), torch.cat([torch.zeros(1), steps[:-1]]).double())

@@ -11,9 +11,10 @@ from rectiflow.flow.exact import GaussianFlow
 from rectiflow.flow.flow import Flow, expand
 from rectiflow.flow.loss import flow_matching_loss
 from rectiflow.flow.prediction import Prediction, conversion
-from rectiflow.flow.schedule import VE, Rectified, Trig
-from rectiflow.flow.times import LogitNormal, Mode, Shifted, Uniform
+from rectiflow.flow.schedule import VE, Rectified, Trig, VPLinear
+from rectiflow.flow.times import LogitNormal, Mode, Shifted, Uniform, time_density
 from rectiflow.flow.weight import LossWeight, log_snr_weight, weight_at_log_snrs
+from rectiflow.sampling.bound import noise_error
 from tests.flow.oracles import PATHS, noise
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
@@ -183,3 +184,35 @@ def test_what_a_run_is_told():
     assert set(weight_at_log_snrs(FlowConfig(schedule="ve", sigma_max=5.0), TimesConfig(), WeightConfig())) == {
         "-3", "0", "3", "6"
     }  # fmt: skip
+
+
+def test_discrete_times_train_the_discrete_bound():
+    """The mean over all steps of the weighted loss, times d, is the chain's diffusion term and N(x; x̂, (β/α)²I)."""
+    path, steps = VPLinear(), 40
+    density = time_density(TimesConfig(density="discrete", count=steps))
+    weight = LossWeight(WeightConfig(kind="elbo"), path, density)
+    flow = Flow(Affine(), path, Prediction.NOISE)
+    x, z = noise(5, 3), noise(5, 3, seed=1)
+    u = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    times = density.quantile(u)
+    assert torch.allclose(times, torch.arange(1, steps + 1).double() / steps)
+    losses = torch.stack([flow_matching_loss(flow, x, t.expand(5), z, weight=weight) for t in times])
+    errors = torch.stack([noise_error(flow, x, z, t.expand(5)) for t in times])
+    log_snr = path.log_snr(times)
+    terms = 0.5 * torch.expm1(-log_snr.diff())[:, None] * errors[1:]
+    assert torch.allclose(3 * losses.mean(0), terms.sum(0) + 0.5 * errors[0], rtol=1e-5)
+
+
+def test_the_discrete_bound_becomes_the_continuous_one():
+    path, config, t = VPLinear(), WeightConfig(kind="elbo"), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    continuous = LossWeight(config, path, time_density(TimesConfig()))(t)
+    for count, most in ((1000, 0.02), (100_000, 2e-4)):
+        discrete = LossWeight(config, path, time_density(TimesConfig(density="discrete", count=count)))(t)
+        assert (discrete / continuous - 1).abs().max() < most
+
+
+class Affine(nn.Module):
+    """A prediction that is off everywhere."""
+
+    def forward(self, x_t, t, condition):
+        return 0.7 * x_t + 0.1 * t.reshape(-1, 1)

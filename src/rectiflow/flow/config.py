@@ -55,16 +55,19 @@ class TimesConfig(Config):
     """From which density training draws t.
 
     Args:
-        density: uniform on [0, 1]; logit-normal: logit(t) ~ N(mean, std²); or mode: t = u − scale·(sin²(πu/2) − u).
+        density: uniform on [0, 1]; logit-normal: logit(t) ~ N(mean, std²); mode: t = u − scale·(sin²(πu/2) − u); or
+            discrete: each of the `count` times 1/count, 2/count, …, 1 alike, the steps of a chain such as DDPM's.
         mean: mean of logit(t); 0 is symmetric (logit-normal only).
         std: standard deviation of logit(t), > 0 (logit-normal only).
         scale: in [−1, 2/(π−2)]: above 0 favours the middle, below 0 the ends, 0 is uniform (mode only).
+        count: T ≥ 2, steps of the chain (discrete only).
     """
 
-    density: Literal["uniform", "logit-normal", "mode"] = "uniform"
+    density: Literal["uniform", "logit-normal", "mode", "discrete"] = "uniform"
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
     scale: float = Field(1.29, ge=-1, le=2 / (math.pi - 2))
+    count: int = Field(1000, ge=2)
 
 
 class WeightConfig(Config):
@@ -72,8 +75,8 @@ class WeightConfig(Config):
 
     Args:
         kind: velocity (c = 1, the textbook's), noise (the loss is ‖z − ẑ‖²) or data (‖x − x̂‖²); or, whatever the
-            density of times, elbo (w = 1), sigmoid (w = σ(bias − λ)), min-snr (w = sech(λ/2)·min(1, gamma·e^(−λ))) or
-            edm (w = N(λ; −2·mean, (2·std)²)·(e^(−λ) + σ_d²)).
+            density of times, elbo (w = 1; with discrete times the terms of the discrete bound), sigmoid (w = σ(bias −
+            λ)), min-snr (w = sech(λ/2)·min(1, gamma·e^(−λ))) or edm (w = N(λ; −2·mean, (2·std)²)·(e^(−λ) + σ_d²)).
         bias: (sigmoid only) greater weighs low noise more.
         gamma: > 0 (min-snr only).
         mean: of log σ (edm only).

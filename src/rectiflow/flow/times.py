@@ -116,6 +116,34 @@ class Shifted(TimeDensity):
         return self.inner.density(shift(t, inverse)) * inverse / (1 + (inverse - 1) * t) ** 2
 
 
+@final
+class Discrete(TimeDensity):
+    """t_1 … t_T alike, where t_i is the quantile i/T of another density: the steps of a chain.
+
+    Args:
+        inner: gives the times t_0 … t_T.
+        count: T.
+    """
+
+    def __init__(self, inner: TimeDensity, count: int) -> None:
+        self.inner, self.count = inner, count
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The t with P(T ≤ t) = u, up to the next of the times."""
+        return self.inner.quantile(torch.ceil(u.double() * self.count) / self.count)
+
+    def density(self, t: Tensor) -> Tensor:
+        """π(t) of the inner density, to which this one tends as T grows."""
+        return self.inner.density(t)
+
+    def before(self, t: Tensor) -> Tensor:
+        """Of the times t_i the t_(i−1); t_0 for what is below t_1."""
+        times = self.inner.quantile(torch.arange(self.count + 1, dtype=torch.float64) / self.count)
+        # Half a step of slack: t may have been moved a little into the path's range.
+        middle = (times[1:] + times[:-1]) / 2
+        return times[(torch.searchsorted(middle, t.double()) - 1).clamp(min=0)]
+
+
 def time_density(config: TimesConfig, shift_by: float = 1.0) -> TimeDensity:
     """The density that `config` names, after the time shift s = `shift_by`."""
     match config.density:
@@ -125,7 +153,10 @@ def time_density(config: TimesConfig, shift_by: float = 1.0) -> TimeDensity:
             density = LogitNormal(config.mean, config.std)
         case "mode":
             density = Mode(config.scale)
-    return density if shift_by == 1 else Shifted(density, shift_by)
+        case "discrete":
+            density = Uniform()
+    density = density if shift_by == 1 else Shifted(density, shift_by)
+    return Discrete(density, config.count) if config.density == "discrete" else density
 
 
 def stratified(density: TimeDensity, key: Key, position: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
 from rectiflow.flow.schedule import Schedule, schedule
-from rectiflow.flow.times import TimeDensity, time_density
+from rectiflow.flow.times import Discrete, TimeDensity, time_density
 
 _MARGIN = 1e-3
 
@@ -52,9 +52,23 @@ class LossWeight:
                 return (at.alpha / at.wronskian) ** 2
             case "data":
                 return (at.beta / at.wronskian) ** 2
+        if self.config.kind == "elbo" and isinstance(self.density, Discrete):
+            return self._discrete_bound(self.density, t)
         t = t.clamp(*self.path.inside(_MARGIN))
         unweighted = log_snr_weight(self.path, self.density, torch.ones_like, t)
         return self.of_log_snr(self.path.log_snr(t)) / unweighted
+
+    def _discrete_bound(self, chain: Discrete, t: Tensor) -> Tensor:
+        """T·½·expm1(λ_s − λ_t)·(α/W)² at the step t → s of the chain.
+
+        The last step, to t_0, is the reconstruction by N(x; x̂, (β/α)²I), for which ½‖z − ẑ‖² is left (Ho et al. 2020).
+        """
+        t = t.clamp(*self.path.inside(_MARGIN))
+        s, at = chain.before(t), self.path.at(t)
+        last = s <= float(chain.before(torch.zeros((), dtype=torch.float64)))
+        s = torch.where(last, t, s)
+        gap = torch.where(last, 1.0, torch.expm1(self.path.log_snr(s) - self.path.log_snr(t)))
+        return chain.count / 2 * gap * (at.alpha / at.wronskian) ** 2
 
     def of_log_snr(self, log_snr: Tensor) -> Tensor:
         """w(λ), for the kinds that define it."""

@@ -7,13 +7,20 @@ from typing import Any
 from rectiflow.base.config import merge, parse_setting, read_yaml
 from rectiflow.base.errors import InputError, unknown
 from rectiflow.networks.config import overlay
+from rectiflow.recipes.ddpm import ddpm
 from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
 from rectiflow.recipes.gan import gan
 from rectiflow.recipes.vae import vae
 from rectiflow.training.config import RunConfig
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"digits": digits, "folder": folder, "vae": vae, "gan": gan}
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "digits": digits,
+    "ddpm": ddpm,
+    "folder": folder,
+    "vae": vae,
+    "gan": gan,
+}
 
 
 def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:

@@ -14,7 +14,6 @@ from rectiflow.flow.prediction import Prediction, conversion
 from rectiflow.flow.schedule import VE, Rectified, Trig, VPLinear
 from rectiflow.flow.times import LogitNormal, Mode, Shifted, Uniform, time_density
 from rectiflow.flow.weight import LossWeight, log_snr_weight, weight_at_log_snrs
-from rectiflow.sampling.bound import noise_error
 from tests.flow.oracles import PATHS, noise
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
@@ -209,6 +208,13 @@ def test_the_discrete_bound_becomes_the_continuous_one():
     for count, most in ((1000, 0.02), (100_000, 2e-4)):
         discrete = LossWeight(config, path, time_density(TimesConfig(density="discrete", count=count)))(t)
         assert (discrete / continuous - 1).abs().max() < most
+
+
+def noise_error(flow, x, z, t):
+    """‖z − ẑ(x_t, t)‖² of each sample."""
+    at = flow.schedule.at(t)
+    x_t = expand(at.alpha, x) * x + expand(at.beta, x) * z
+    return (z - flow.estimate(x_t, t).noise).square().sum(1).detach()
 
 
 class Affine(nn.Module):

@@ -101,6 +101,21 @@ def score_field() -> None:
     save(figure, "score")
 
 
+def spread() -> None:
+    """One draw of noise, carried to data 60 times: the ODE and three strengths of the SDE with the same marginals."""
+    figure, axes = pyplot.subplots(1, 4, figsize=(12, 3.4))
+    flow, z = ring(), torch.tensor([[0.9, 0.5]], dtype=torch.float64).repeat(60, 1)
+    grid, noise = rf.time_grid(300), rf.Noise(0, torch.arange(60))
+    for axis, scale in zip(axes, (0.0, 0.05, 0.3, 1.0), strict=True):
+        states = list(rf.trajectory(flow, z, grid, rf.solver(f"sde:epsilon=t,scale={scale}", noise)))
+        lines = torch.stack([state.x_t for state in states])
+        axis.plot(*lines.unbind(-1), color="C0", linewidth=0.3, alpha=0.5)
+        axis.scatter(*flow.means.T, s=60, facecolors="none", edgecolors="C7")
+        axis.scatter(*lines[-1].T, s=5, color="C3", zorder=3)
+        plane(axis, "the ODE, ε = 0" if not scale else f"ε = {scale:g}·t")
+    save(figure, "spread")
+
+
 def guidance() -> None:
     """Samples of label 0 (two neighbouring modes) at four weights, fields exact."""
     figure, axes = pyplot.subplots(1, 4, figsize=(12, 3.4))
@@ -118,4 +133,5 @@ if __name__ == "__main__":
     paths()
     trajectories()
     score_field()
+    spread()
     guidance()

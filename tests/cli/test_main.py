@@ -100,7 +100,7 @@ def test_train_again_and_resume(run, capsys):
     ("arguments", "words"),
     [
         (["trian"], ["unknown command 'trian'", "Did you mean 'train'"]),
-        (["train"], ["expected a recipe (digits, folder"]),
+        (["train"], ["expected a recipe (digits, ddpm, folder"]),
         (["train", "digit"], ["unknown recipe", "Did you mean 'digits'"]),
         (["train", "digits", "--set", "batch"], ["expected a setting like"]),
         (["train", "digits", "--stes", "3"], ["unknown option '--stes'", "Did you mean '--set'"]),

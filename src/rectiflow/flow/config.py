@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 
+SourceName = Literal["gaussian", "uniform"]
+CouplingName = Literal["independent", "optimal-transport"]
 ScheduleName = Literal["rectified", "trig", "polynomial", "vp-linear", "ve"]
 PredictionName = Literal["velocity", "noise", "data", "score"]
 
@@ -23,6 +25,8 @@ class FlowConfig(Config):
         sigma_max: greatest noise σ_max > σ_min (ve only).
         sigma_data: assumed standard deviation σ_d > 0 of the data; scales the network's input and output (ve and
             vp-linear) and enters the edm weight.
+        source: what z is drawn from: N(0, I), or uniform with the same mean and deviation.
+        coupling: how z and x are paired in training: as drawn, or by optimal transport within a batch and a label.
         one_step: whether the network knows one thing only, the average velocity u from t = 1 to t = 0, so that
             x = z − u(z): a decoder of z or a generator. It is sampled in one step and has no score.
     """
@@ -34,6 +38,8 @@ class FlowConfig(Config):
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
+    source: SourceName = "gaussian"
+    coupling: CouplingName = "independent"
     one_step: bool = False
 
     @model_validator(mode="after")

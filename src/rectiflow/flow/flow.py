@@ -12,7 +12,7 @@ from rectiflow.base.errors import InputError
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.prediction import Prediction, conversion
 from rectiflow.flow.schedule import Rectified, Schedule, schedule
-from rectiflow.flow.source import Gaussian, Source
+from rectiflow.flow.source import Gaussian, Source, source
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
@@ -155,8 +155,8 @@ class Flow(nn.Module, AbstractFlow):
     @classmethod
     def build(cls, network: nn.Module, config: FlowConfig) -> Self:
         """The flow of a network under saved conventions."""
-        path, scale = schedule(config), config.sigma_data
-        return cls(network, path, config.prediction, shift=config.shift, sigma_data=scale, one_step=config.one_step)
+        path, z = schedule(config), source(config)
+        return cls(network, path, config.prediction, z, config.shift, config.sigma_data, config.one_step)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
         """Estimate at x_t (B×…) and t (B or scalar); see `AbstractFlow.estimate`."""
@@ -173,9 +173,8 @@ class Flow(nn.Module, AbstractFlow):
             value = value.to(x_t.dtype) * expand(self._size(*row), x_t)
         else:
             value = self.network(x_t, times, condition)
-        no_score = "" if self.source.is_gaussian else "the source is not an independent Gaussian"
         average_to = 0.0 if self.one_step else None
-        return Estimate(x_t, t, value.to(x_t.dtype), self.prediction, self.schedule, no_score, average_to)
+        return Estimate(x_t, t, value.to(x_t.dtype), self.prediction, self.schedule, self.source.no_score, average_to)
 
     def estimate(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
         """As `forward`, through the module's hooks."""

@@ -15,6 +15,7 @@ from rectiflow.base.randomness import Key
 from rectiflow.data.images import ImageSet, to_float
 from rectiflow.data.loader import Loader
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
+from rectiflow.flow.coupling import coupling
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
 from rectiflow.flow.times import stratified, time_density
@@ -168,6 +169,7 @@ class FlowStage(PictureStage):
     ) -> None:
         super().__init__(config, data, device, autoencoder)
         self.density = time_density(config.times, config.flow.shift)
+        self.coupling = coupling(config.flow)
         self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
         self.module = self.flow
 
@@ -178,8 +180,12 @@ class FlowStage(PictureStage):
 
     def loss(self, step: int, part: slice = slice(None), turn: str = "") -> Tensor:
         """Mean flow-matching loss over the batch of `step`, or the share of a part of it."""
-        x, condition, index = self._batch(step, part)
-        z = self._noise("noise", step, index, x)
+        # Pairing sees the whole batch, so that taking it in parts changes nothing.
+        x, condition, index = self._batch(step, slice(None) if self.coupling.whole else part)
+        z = self.coupling.pair(x, self._noise("noise", step, index, x), None if condition is None else condition.labels)
+        if self.coupling.whole:
+            x, z, index = x[part], z[part], index[part]
+            condition = None if condition is None else condition.select(part)
         t = stratified(self.density, self._key("time", step), index, self.config.batch)
         if condition is not None:
             dropped = self._key("condition dropout", step).uniform(index) < self.config.condition_dropout
@@ -193,6 +199,7 @@ class FlowStage(PictureStage):
         times = stratified(self.density, self._key("held-out time"), torch.arange(count), count)
         for x, condition, part in self._held_out_batches():
             z = self._noise("held-out noise", 0, part, x)
+            z = self.coupling.pair(x, z, None if condition is None else condition.labels)
             with torch.no_grad():
                 total += float(flow_matching_loss(flow, x, times[part], z, condition, self.weight).sum())
         return {"held_out_loss": total / count} if count else {}

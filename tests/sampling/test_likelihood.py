@@ -53,11 +53,24 @@ def test_pictures_of_a_gaussian_have_its_density_on_every_path(path):
     mean, std = torch.linspace(-0.5, 0.5, 12).reshape(3, 2, 2).double(), 0.5
     flow = GaussianFlow(mean, std, path)
     x = mean + std * torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = log_likelihood(flow, x, config=LikelihoodConfig(100, "rk4", "log-snr"))
+    found = log_likelihood(flow, x, config=LikelihoodConfig(100))
     expected = torch.distributions.Normal(mean, std).log_prob(x).flatten(1).sum(1)
     # What these two paths leave of the data at t = 1, and of the noise at t = 0, is in the closed form's place.
     tolerance = 0.05 if path.scaled else 2e-2
     assert torch.allclose(found.nats, expected, atol=tolerance)
+
+
+def test_a_uniform_grid_is_far_off_where_the_velocity_is_steep():
+    """Which is why it is not the default there."""
+    flow = GaussianFlow(torch.zeros(3), 0.05, VPLinear())
+    x = 0.05 * torch.randn(20, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.distributions.Normal(0.0, 0.05).log_prob(x).sum(1)
+    default, uniform = (
+        float((log_likelihood(flow, x, config=config).nats - expected).abs().max())
+        for config in (LikelihoodConfig(60), LikelihoodConfig(60, grid="uniform"))
+    )
+    assert default < 0.1
+    assert uniform > 5 * default
 
 
 def test_the_noise_leads_back_to_the_data():

@@ -32,7 +32,8 @@ class LikelihoodConfig:
         steps: N intervals from t_min to t_max.
         solver: one of `SOLVERS`, which ask for the velocity alone, and march upwards in time too; one of first order is
             0.3 nats off where "rk4" is 1e-4.
-        grid: as for `time_grid`, "log-snr" where the velocity is steep at an end.
+        grid: as for `time_grid`; empty is "uniform" where the velocity is finite at both ends, as on the rectified and
+            the trig path, and "log-snr" elsewhere, where a uniform one would be bits off.
         probes: K random signs ε of Hutchinson's estimate of the divergence, εᵀ(∂v/∂x)ε, each kept along the way;
             0 takes the exact trace, by one backward pass for each dimension.
         seed: of the probes; sample i's depend on (seed, i) alone.
@@ -40,7 +41,7 @@ class LikelihoodConfig:
 
     steps: int = 50
     solver: str = "rk4"
-    grid: str | Sequence[float] = "uniform"
+    grid: str | Sequence[float] = ""
     probes: int = 0
     seed: int = 0
 
@@ -94,7 +95,9 @@ def log_likelihood(
     if config.solver not in SOLVERS:
         raise unknown("solver of a likelihood", config.solver, SOLVERS)
     path, method = flow.schedule, solver_named(config.solver)
-    times = time_grid(config.steps, shift_by=flow.shift, kind=config.grid, schedule=path).flip(0)
+    gentle = path.t_min == 0 and not path.scaled
+    kind = config.grid or ("uniform" if gentle else "log-snr")
+    times = time_grid(config.steps, shift_by=flow.shift, kind=kind, schedule=path).flip(0)
     field = _WithDivergence(flow, x, condition, _probes(config, x, index))
     state = torch.cat([x.flatten(1), x.new_zeros(len(x), field.traces)], dim=1)
     history: History = ()

@@ -259,3 +259,23 @@ def test_a_model_is_sampled_on_other_paths_and_guided_by_a_weaker_one(pipeline):
         assert bool(torch.isfinite(moved).all())
     same = pipeline.sample(Request(count=1, steps=2, guidance=2.0, guidance_kind="auto", guide=pipeline)).pixels
     assert torch.allclose(same, plain, atol=1e-5)
+
+
+def test_another_path_keeps_the_models_settings_of_it_and_its_own_path_keeps_the_shift(pipeline):
+    own = pipeline._flow_on(pipeline._path("trig"))
+    assert own is pipeline.flow
+    assert own.shift == 1.5
+    pipeline.flow_config = pipeline.flow_config.model_copy(update={"sigma_max": 20.0, "exponent": 3.0})
+    assert pipeline._flow_on(pipeline._path("ve")).schedule.prior_std == pytest.approx(20.0)
+    assert pipeline._flow_on(pipeline._path("polynomial")).schedule.exponent == 3.0
+
+
+def test_a_guide_on_another_path_is_brought_to_the_models(pipeline):
+    """The same network on another path, asked where the model is: its estimates are on the model's path."""
+    other = Pipeline(
+        Flow.build(pipeline.flow.network, FlowConfig()), FlowConfig(), NETWORK, (1, 4, 4), pipeline.class_names, True
+    )
+    moved = other._flow_on(pipeline._path(""))
+    assert type(moved.schedule) is type(pipeline.flow.schedule)
+    request = Request(count=1, steps=3, guidance=1.0, guidance_kind="auto", guide=other)
+    assert bool(torch.isfinite(pipeline.sample(request).pixels).all())

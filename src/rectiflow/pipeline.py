@@ -40,6 +40,7 @@ from rectiflow.sampling.solvers import solver as solver_named
 from rectiflow.sampling.stochastic import Noise
 
 _CHUNK = 125
+_PATH = ("schedule", "exponent", "sigma_min", "sigma_max")
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,13 @@ class Pipeline:
         shape = self.autoencoder.latent_shape((self.shape[0], *(request.size or self.shape[1:])))
         z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
-        flow = self._flow_on(request.schedule)
+        flow = self._flow_on(self._path(request.schedule))
         path = flow.schedule
         # What knows one step alone is given one.
         solver = solver_named("euler" if self.flow.one_step else request.solver, Noise(request.seed, index))
         steps, kind = (1, "uniform") if self.flow.one_step else (solver.intervals(request.steps), request.grid)
         grid = time_grid(steps, shift_by=flow.shift, kind=kind, schedule=path)
-        guide = None if request.guide is None else request.guide._flow_on(request.schedule)
+        guide = None if request.guide is None else request.guide._flow_on(self._path(request.schedule))
         guidance = guidance_named(request.guidance_kind, request.guidance, request.interval, guide)
         states = trajectory(flow, path.prior_std * z, grid, solver, condition, guidance)
         while True:
@@ -158,10 +159,15 @@ class Pipeline:
                 return
             yield state
 
-    def _flow_on(self, name: str) -> AbstractFlow:
-        return (
-            OnSchedule(self.flow, schedule(FlowConfig.parse({"schedule": name}, "--schedule"))) if name else self.flow
+    def _path(self, name: str) -> FlowConfig:
+        """The model's own path, or the named one with the model's own settings of it."""
+        return FlowConfig.parse(
+            {**self.flow_config.model_dump(), "schedule": name or self.flow_config.schedule}, "path"
         )
+
+    def _flow_on(self, path: FlowConfig) -> AbstractFlow:
+        same = all(getattr(path, name) == getattr(self.flow_config, name) for name in _PATH)
+        return self.flow if same else OnSchedule(self.flow, schedule(path))
 
     def labels(self, request: Request) -> Tensor:
         """Label of each picture of a request, int64."""

@@ -26,12 +26,9 @@ class Autoguidance(Weighted):
     """v = v_good + w·(v_good − v_bad) under one condition, or none (Karras et al. 2024, "… a bad version of itself").
 
     Args:
-        bad: a smaller, or less trained, flow of the same data and schedule.
+        bad: a smaller, or less trained, flow of the same data on the same path (see `OnSchedule`).
         weight: as for `Weighted`.
         interval: as for `Weighted`.
-
-    Raises:
-        InputError: the two flows have other paths.
     """
 
     unconditional = True

@@ -62,6 +62,17 @@ def test_a_batch_in_parts_is_paired_as_a_whole():
     assert not torch.allclose(whole, plain.loss(1), rtol=1e-3)
 
 
+def test_each_part_of_a_paired_batch_draws_its_own_dropout():
+    """As without pairing: the generator is at another state when the network is called for another part."""
+    config = resolve("digits", settings=[*SMALL, "flow.coupling=optimal-transport", "batch=8", "accumulate=2"])
+    stage, states = FlowStage(config, digits(), torch.device("cpu")), []
+    stage.flow.network.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
+    for part in (slice(0, 4), slice(4, 8), slice(4, 8)):
+        stage.loss(0, part)
+    assert not torch.equal(states[0], states[1])
+    assert torch.equal(states[1], states[2])
+
+
 class Linear(torch.nn.Module):
     """The exact velocity of independent N(0, ¼) data from N(0, 1)."""
 

@@ -130,11 +130,14 @@ class PictureStage(Stage):
     def _batch(self, step: int, part: slice) -> tuple[Tensor, Condition | None, Tensor]:
         """Latents, conditions and positions of a part of the batch of `step`."""
         index = torch.arange(self.config.batch)[part]
-        # What a network draws by itself, such as dropout, it draws from torch's generator.
-        torch.manual_seed(int(self._key("network", step).words(index[:1], 1)))
+        self._seed(step, index)
         pixels, labels = (whole[part] for whole in self.loader(step))
         self.waited = self.loader.waited
         return self._latents(pixels, self._key("dequantise", step), index), self._condition(labels), index
+
+    def _seed(self, step: int, index: Tensor) -> None:
+        """What a network draws by itself, such as dropout, it draws from torch's generator: a part its own."""
+        torch.manual_seed(int(self._key("network", step).words(index[:1], 1)))
 
     def _held_out_batches(self) -> Iterator[tuple[Tensor, Condition | None, Tensor]]:
         """The same of the first 1,024 held-out samples, in chunks."""
@@ -185,6 +188,7 @@ class FlowStage(PictureStage):
         z = self.coupling.pair(x, self._noise("noise", step, index, x), None if condition is None else condition.labels)
         if self.coupling.whole:
             x, z, index = x[part], z[part], index[part]
+            self._seed(step, index)
             condition = None if condition is None else condition.select(part)
         t = stratified(self.density, self._key("time", step), index, self.config.batch)
         if condition is not None:

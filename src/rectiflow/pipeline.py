@@ -1,6 +1,6 @@
 """Floor 3: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
@@ -20,6 +20,7 @@ from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import AbstractFlow, Flow
 from rectiflow.flow.rescheduled import OnSchedule
 from rectiflow.flow.schedule import schedule
+from rectiflow.flow.source import Pictures
 from rectiflow.hub import publish
 from rectiflow.model_folder import (
     CONVENTIONS,
@@ -65,6 +66,8 @@ class Request:
         interval: times (low, high) within which guidance acts; (0, 1) is all.
         seed: any integer.
         size: H, W in pixels; None is the size trained on.
+        source: pictures N×C×H×W in [−1, 1] to start from, for a model that starts from pictures: the j-th of each class
+            starts from the j-th of them, and after the last comes the first again.
     """
 
     classes: Sequence[str | int] = ()
@@ -79,6 +82,7 @@ class Request:
     interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     size: tuple[int, int] | None = None
+    source: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Pipeline:
         labels = self.labels(request)
         index = torch.arange(len(labels))[start:stop]
         shape = self.autoencoder.latent_shape((self.shape[0], *(request.size or self.shape[1:])))
-        z = self.flow.source.sample(Key(request.seed, "noise"), index, shape).to(self._device)
+        z = self._start(request, index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
         flow = self._flow_on(self._path(request.schedule))
         path = flow.schedule
@@ -158,6 +162,29 @@ class Pipeline:
             if state is None:
                 return
             yield state
+
+    def _start(self, request: Request, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if request.source is None:
+            return self.flow.source.sample(Key(request.seed, "noise"), index, shape)
+        given = request.source
+        return Pictures(lambda rows: self.autoencoder.encode(given[rows]), len(given)).at(index % request.count, shape)
+
+    def start_from(self, fetch: Callable[[Tensor], Tensor], count: int) -> None:
+        """Draw what a model that starts from pictures starts from among these.
+
+        Args:
+            fetch: the pictures at an index (int64 B), B×C×H×W in [−1, 1].
+            count: how many there are.
+
+        Raises:
+            InputError: the model starts from something else.
+        """
+        self._refuse_source()
+        self.flow.source = Pictures(lambda rows: self.autoencoder.encode(fetch(rows)), count)
+
+    def _refuse_source(self) -> None:
+        if self.flow_config.source != "pictures":
+            raise InputError(f"this model starts from {self.flow_config.source} noise; leave out the source pictures.")
 
     def _path(self, name: str) -> FlowConfig:
         """The model's own path, or the named one with the model's own settings of it."""
@@ -179,6 +206,8 @@ class Pipeline:
                 f"--guide is of pictures {guide.shape} with {len(guide.class_names)} classes; expected this model's "
                 f"{self.shape} with the same {len(self.class_names)}."
             )
+        if request.source is not None:
+            self._refuse_source()
         if not self.class_names:
             if request.classes or by_null:
                 raise InputError("this model is unconditional: it knows no classes and no guidance; leave both out.")

@@ -83,7 +83,11 @@ class Linear(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"coupling": "optimal-transport"}, "optimal transport"), ({"source": "uniform"}, "uniform")],
+    [
+        ({"coupling": "optimal-transport"}, "optimal transport"),
+        ({"source": "uniform"}, "uniform"),
+        ({"source": "mixture"}, "mixture"),
+    ],
 )
 def test_the_score_and_all_that_needs_it_are_refused_with_the_reason(settings, reason):
     flow = Flow.build(Linear(), FlowConfig(**settings))

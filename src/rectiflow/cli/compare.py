@@ -40,9 +40,8 @@ class Compare:
         if not self.runs:
             raise InputError("expected one run or more: rectiflow compare RUN [RUN …].")
 
-        from rectiflow.cli.evaluate import data_of
+        from rectiflow.cli.runs import data_of, model_of
         from rectiflow.evaluation.compare import compare
-        from rectiflow.pipeline import Pipeline
         from rectiflow.sampling.solvers import solver as solver_named
 
         ways = []
@@ -53,7 +52,7 @@ class Compare:
             if way not in ways:
                 ways.append(way)
         data = data_of(self.runs[0])
-        models = {str(run): Pipeline.load(run) for run in self.runs}
+        models = {str(run): model_of(run) for run in self.runs}
         for name, pipeline in models.items():
             if tuple(pipeline.shape) != tuple(data.shape):
                 raise InputError(f"{name} makes pictures of {pipeline.shape}; the first run's are {tuple(data.shape)}.")

@@ -2,15 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from rectiflow.base.errors import InputError
 from rectiflow.evaluation.config import EvaluateConfig
-
-if TYPE_CHECKING:
-    from rectiflow.data.images import ImageSet
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,12 @@ class Evaluate:
         names = EvaluateConfig.model_fields
         config = EvaluateConfig.parse({name: getattr(self, name) for name in names}, "rectiflow evaluate")
 
+        from rectiflow.cli.runs import data_of, model_of
         from rectiflow.evaluation.page import cell
         from rectiflow.evaluation.report import evaluate
         from rectiflow.model_folder import describe, find_model
-        from rectiflow.pipeline import Pipeline
 
-        data, pipeline = data_of(self.run), Pipeline.load(self.run)
+        data, pipeline = data_of(self.run), model_of(self.run)
         out = self.out or self.run / "evaluation"
         result = evaluate(pipeline, data, config, out, describe(find_model(self.run)))
         found, real = result["scores"], result["real"]
@@ -61,18 +57,3 @@ class Evaluate:
                 print(f"{name}: {bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f} bits per dimension")
         print(f"wrote {out / 'report.md'}")
         return 0
-
-
-def data_of(run: Path) -> "ImageSet":
-    """The data that a run trains on.
-
-    Raises:
-        InputError: it is no run, or its data are gone.
-    """
-    from rectiflow.data.sets import open_set
-    from rectiflow.training.run import CONFIG_NAME, INDEX_NAME, read_run
-
-    if not (run / CONFIG_NAME).is_file():
-        raise InputError(f"{run} is not a run folder: an evaluation needs the data that its {CONFIG_NAME} names.")
-    index = run / INDEX_NAME
-    return open_set(read_run(run).data, index if index.exists() else None)

@@ -38,6 +38,8 @@ class Sample:
         guide: Run of a smaller or less trained model of the same pictures, for auto.
         interval: Times between which guidance acts, LOW HIGH; 0 1 is all.
         seed: Picture i of a request has the same noise under the same seed, however many are asked for.
+        source: Folder of pictures to start from, for a model that starts from pictures: the j-th of each class starts
+            from the j-th of them. A run starts from its own held-out ones if this is left out.
         size: Height and width in pixels; the size trained on if left out.
         filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
         device: auto, cpu, cuda or mps.
@@ -56,6 +58,7 @@ class Sample:
     guide: Path | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
+    source: Path | None = None
     size: tuple[int, int] | None = None
     filmstrip: int = 0
     device: str = "auto"
@@ -70,11 +73,13 @@ class Sample:
                 f"--out {self.out}: expected a name ending in .png or .npz, or a folder without an ending."
             )
 
+        from rectiflow.cli.runs import model_of
         from rectiflow.pipeline import Pipeline, Request
         from rectiflow.training.precision import resolve_device
 
         device = str(resolve_device(self.device))
-        pipeline = Pipeline.load(self.run, device)
+        # What is given in place of a run's own pictures needs these no more.
+        pipeline = model_of(self.run, device) if self.source is None else Pipeline.load(self.run, device)
         request = Request(
             classes=self.classes,
             count=self.count,
@@ -88,6 +93,7 @@ class Sample:
             interval=self.interval,
             seed=self.seed,
             size=self.size,
+            source=None if self.source is None else self._source(self.size or pipeline.shape[1:], pipeline.shape[0]),
         )
         if self.filmstrip:
             self._save_filmstrip(pipeline, request)
@@ -95,6 +101,15 @@ class Sample:
             self._save_samples(pipeline, request, suffix)
         print(f"wrote {self.out}")
         return 0
+
+    def _source(self, size: tuple[int, int], channels: int) -> "Tensor":
+        import torch
+
+        from rectiflow.data.images import to_float
+        from rectiflow.data.sets import pictures_in
+
+        images = pictures_in(str(self.source), (channels, *size)).train
+        return to_float(images.fetch(torch.arange(min(self.count, len(images)))))
 
     def _save_samples(self, pipeline: "Pipeline", request: "Request", suffix: str) -> None:
         from rectiflow.data.pictures import grid, save_folder, save_npz, save_png, screen_scale, to_uint8
@@ -127,6 +142,8 @@ class Sample:
         about = {k: v for k, v in asdict(self).items() if k in names}
         if "," in self.grid:
             about["steps"] = self.grid.count(",")
+        if self.source is not None:
+            about["source"] = str(self.source)
         if self.guide is not None:
             about["guide"] = str(self.guide)
         if pipeline.flow.one_step:

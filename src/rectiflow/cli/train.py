@@ -18,6 +18,7 @@ class Train:
     Args:
         recipe: Name of the recipe, such as digits.
         data: Folder of pictures to train on, for recipes that take one.
+        source: Folder of other pictures to start from instead of noise: a bridge from them to those of --data.
         run: Folder of the run; runs/RECIPE if left out, runs/NAME for a folder of that name.
         config: YAML file of settings laid over the recipe.
         set: Settings laid over both, such as network.width=64 or network.preset=S/2; values are YAML.
@@ -26,6 +27,7 @@ class Train:
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
     data: Path | None = None
+    source: Path | None = None
     run: Path | None = None
     config: Path | None = None
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
@@ -33,13 +35,15 @@ class Train:
 
     def __call__(self) -> int:
         """Train; returns the exit status."""
-        if self.resume is not None and (self.recipe or self.data or self.run or self.config or self.set):
+        if self.resume is not None and (self.recipe or self.data or self.source or self.run or self.config or self.set):
             raise InputError("--resume takes everything from the run's own run.yaml; leave the other arguments out.")
         if self.resume is None and not self.recipe:
             raise InputError(f"expected a recipe ({', '.join(RECIPES)}) or --resume RUN.")
         settings = [setting for group in self.set for setting in group]
         if self.data is not None:
             settings.append(f"data.dir={json.dumps(str(self.data.absolute()))}")
+        if self.source is not None:
+            settings += [f"data.source_dir={json.dumps(str(self.source.absolute()))}", "flow.source=pictures"]
         asked = None if self.resume is not None else resolve(self.recipe, self.config, settings)
 
         from rich.console import Console

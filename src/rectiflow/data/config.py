@@ -19,6 +19,8 @@ class DataConfig(Config):
         flip: mirror half of the training pictures, left to right.
         workers: processes that decode ahead; None is half the cores, 0 decodes in the training process.
         dir: the folder of pictures.
+        source_dir: the folder of the pictures that a bridge starts from (flow.source=pictures), read as those of `dir`
+            are, without their classes.
         size: height and width in pixels, one number for a square; None is the size that all pictures have.
         crop: what is done with pictures of another shape: "center", "random" (a new place each time), or "none": each
             must have the proportions of `size` within 2 %.
@@ -39,6 +41,7 @@ class DataConfig(Config):
     flip: bool = False
     workers: int | None = Field(None, ge=0)
     dir: str = ""
+    source_dir: str = ""
     size: int | tuple[int, int] | None = None
     crop: Literal["center", "random", "none"] = "center"
     filter: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"

@@ -34,6 +34,37 @@ def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
     return data
 
 
+def open_source(config: DataConfig, shape: tuple[int, int, int], index: Path | None = None) -> ImageSet:
+    """The pictures of `config.source_dir`, of the shape C×H×W of the data; for `index` see `open_folder`.
+
+    Raises:
+        InputError: a folder that cannot be used; one line.
+    """
+    return pictures_in(config.source_dir, shape, config, index)
+
+
+def pictures_in(
+    folder: str, shape: tuple[int, int, int], like: DataConfig | None = None, index: Path | None = None
+) -> ImageSet:
+    """The pictures of a folder at a given shape C×H×W, without classes.
+
+    Args:
+        folder: where they lie.
+        shape: C, H, W.
+        like: how to read them (crop, filter, background, share held out, …); by default all of them in `train`.
+        index: see `open_folder`.
+
+    Raises:
+        InputError: nothing there can be used; one line.
+    """
+    from rectiflow.data.folder import open_folder
+
+    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[1:], "labels": "none"}
+    read_as = {**changes, "colour": "grey" if shape[0] == 1 else "rgb"}
+    base = like or DataConfig(held_out=0.0)
+    return open_folder(DataConfig.parse({**base.model_dump(), **read_as}, "source"), index)
+
+
 def keep_index(data: ImageSet, index: Path) -> None:
     """Write down which pictures a set has, if it is a folder's, for a run that goes on with them.
 

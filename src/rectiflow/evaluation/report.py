@@ -44,7 +44,10 @@ def evaluate(
             f"an evaluation needs at least 20 held-out pictures, there are {len(data.held_out)}; "
             "train with a greater share held out: data.held_out."
         )
-    solver(config.solver)  # a name that is none is told before anything is trained
+    # What cannot be done is told before anything is trained.
+    solver(config.solver)
+    if config.likelihood and pipeline.flow_config.source == "pictures":
+        pipeline.flow.source.log_density(torch.empty(0))
     out.mkdir(parents=True, exist_ok=True)
     by = features(config.features, data.train, config.seed)
     samples, cost = drawn(pipeline, config)

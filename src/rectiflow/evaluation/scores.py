@@ -44,8 +44,7 @@ def scores(features: Features, made: Tensor, real: Tensor, seed: int) -> dict[st
     With "notes": what a reader must know of them.
     """
     count = min(len(made), len(real))
-    made, real = features(made[:count] if len(made) == count else _even(made, count, seed)), features(real)
-    real = real if len(real) == count else _even(real, count, seed)
+    made, real = features(_even(made, count, seed)), features(_even(real, count, seed))
     notes = []
     if count <= made.shape[1]:
         notes.append(
@@ -73,6 +72,7 @@ def real_scores(features: Features, data: ImageSet, seed: int, count: int) -> di
 
 
 def _even(pixels: Tensor, count: int, seed: int) -> Tensor:
+    """`count` of them, in their order."""
     return pixels[Key(seed, "as many").permutation(len(pixels))[:count].sort().values]
 
 

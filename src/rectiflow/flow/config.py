@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 
-SourceName = Literal["gaussian", "uniform"]
+SourceName = Literal["gaussian", "uniform", "mixture", "pictures"]
 CouplingName = Literal["independent", "optimal-transport"]
 ScheduleName = Literal["rectified", "trig", "polynomial", "vp-linear", "ve"]
 PredictionName = Literal["velocity", "noise", "data", "score"]
@@ -25,7 +25,10 @@ class FlowConfig(Config):
         sigma_max: greatest noise σ_max > σ_min (ve only).
         sigma_data: assumed standard deviation σ_d > 0 of the data; scales the network's input and output (ve and
             vp-linear) and enters the edm weight.
-        source: what z is drawn from: N(0, I), or uniform with the same mean and deviation.
+        source: what z is drawn from: N(0, I); uniform with the same mean and deviation; a mixture of normals; or other
+            pictures (a bridge from `data.source_dir`).
+        source_components: normals K ≥ 1 of source=mixture.
+        source_std: deviation in (0, 1) of each of them; their means are drawn so that all together have deviation 1.
         coupling: how z and x are paired in training: as drawn, or by optimal transport within a batch and a label.
         one_step: whether the network knows one thing only, the average velocity u from t = 1 to t = 0, so that
             x = z − u(z): a decoder of z or a generator. It is sampled in one step and has no score.
@@ -39,6 +42,8 @@ class FlowConfig(Config):
     sigma_max: float = Field(80.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
     source: SourceName = "gaussian"
+    source_components: int = Field(8, ge=1)
+    source_std: float = Field(0.5, gt=0, lt=1)
     coupling: CouplingName = "independent"
     one_step: bool = False
 
@@ -46,6 +51,14 @@ class FlowConfig(Config):
     def _one_step_is_an_average_velocity(self) -> Self:
         if self.one_step and (self.schedule, self.prediction) != ("rectified", "velocity"):
             raise ValueError("a one-step model gives x = z − u: it needs schedule=rectified and prediction=velocity")
+        if self.one_step and (self.source, self.coupling) != ("gaussian", "independent"):
+            raise ValueError("a one-step model needs source=gaussian and coupling=independent")
+        return self
+
+    @model_validator(mode="after")
+    def _a_bridge_ends_at_its_source(self) -> Self:
+        if self.source == "pictures" and self.schedule not in ("rectified", "trig", "polynomial"):
+            raise ValueError(f"schedule={self.schedule} never ends at its source; a bridge needs rectified or trig")
         return self
 
     @model_validator(mode="after")

@@ -189,6 +189,15 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _bridge_has_both_ends(self) -> Self:
+        if (self.flow.source == "pictures") != bool(self.data.source_dir):
+            raise ValueError(
+                f"flow.source={self.flow.source} with data.source_dir='{self.data.source_dir}': a bridge from other "
+                "pictures needs both, as --source DIR sets them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate {self.accumulate} takes more parts than a batch of {self.batch} has samples")

@@ -15,7 +15,7 @@ from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.data.images import ImageSet
-from rectiflow.data.sets import is_index, keep_index, open_set
+from rectiflow.data.sets import is_index, keep_index, open_set, open_source
 from rectiflow.flow.weight import weight_at_log_snrs
 from rectiflow.training.blocks import apply_switches
 from rectiflow.training.checkpoint import Checkpoints
@@ -28,6 +28,7 @@ from rectiflow.training.trainer import Interrupt, Trainer, parts
 
 CONFIG_NAME = "run.yaml"
 INDEX_NAME = "inventory"
+SOURCE_INDEX_NAME = "source-inventory"
 LOCK_NAME = ".lock"
 STAGES: dict[str, type[FlowStage] | type[VAEStage] | type[GANStage]] = {
     "flow": FlowStage,
@@ -61,6 +62,11 @@ def read_run(folder: Path) -> RunConfig:
     if not path.is_file():
         raise InputError(f"{folder} is not a run: it has no {CONFIG_NAME}.")
     return RunConfig.parse(read_yaml(path), str(path))
+
+
+def source_of(config: RunConfig, data: ImageSet, index: Path | None) -> ImageSet | None:
+    """What a run starts from, if it is a bridge."""
+    return open_source(config.data, data.shape, index) if config.data.source_dir else None
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -106,12 +112,18 @@ def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: C
     data = open_set(config.data, None if former is None else folder / INDEX_NAME)
     _report(data, console)
     stage = STAGES[config.objective](config, data, device)
+    source = source_of(config, data, None if former is None else folder / SOURCE_INDEX_NAME)
+    if source is not None:
+        _report(source, console)
+        stage.bridge_from(source)
     apply_switches(stage.module, config)
     precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage, config))
     config = config.model_copy(update={"precision": precision, "network": stage.config.network})
     if former is None:
         _probe(stage, config)  # settings that cannot be trained are refused before they are written down
         keep_index(data, folder / INDEX_NAME)
+        if source is not None:
+            keep_index(source, folder / SOURCE_INDEX_NAME)
         write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
     trainer = Trainer(stage, config, folder, device)
     start = trainer.restore()
@@ -197,7 +209,7 @@ def _former(config: RunConfig, folder: Path) -> RunConfig | None:
 
 def _is_remnant(path: Path) -> bool:
     """Whether a run that was cut off before its first line left this: nothing of the user's is taken for it."""
-    return path.name == LOCK_NAME or (path.name == INDEX_NAME and is_index(path))
+    return path.name == LOCK_NAME or (path.name in (INDEX_NAME, SOURCE_INDEX_NAME) and is_index(path))
 
 
 def _comparable(asked: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.coupling import coupling
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
+from rectiflow.flow.source import Pictures
 from rectiflow.flow.times import stratified, time_density
 from rectiflow.flow.weight import LossWeight
 from rectiflow.networks.build import build
@@ -88,6 +89,15 @@ class PictureStage(Stage):
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(network), config.flow).to(device)
+        self.sources: Loader | None = None
+
+    def bridge_from(self, source: ImageSet) -> None:
+        """Start from pictures of `source`, of the shape of the data, in place of noise."""
+        config = self.config
+        # Another order than the data's, or equal numbers of pictures would be paired as they are sorted.
+        self.sources = Loader(source.train, config.data, config.batch, config.steps, seed=~config.seed)
+        shown = source.held_out if len(source.held_out) else source.train
+        self.flow.source = Pictures(lambda rows: self.autoencoder.encode(to_float(shown.fetch(rows))), len(shown))
 
     @abstractmethod
     def flow_of(self, module: nn.Module) -> Flow:
@@ -132,7 +142,7 @@ class PictureStage(Stage):
         index = torch.arange(self.config.batch)[part]
         self._seed(step, index)
         pixels, labels = (whole[part] for whole in self.loader(step))
-        self.waited = self.loader.waited
+        self.waited = self.loader.waited + (self.sources.waited if self.sources else 0.0)
         return self._latents(pixels, self._key("dequantise", step), index), self._condition(labels), index
 
     def _seed(self, step: int, index: Tensor) -> None:
@@ -146,6 +156,12 @@ class PictureStage(Stage):
             if len(part):
                 x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
                 yield x, self._condition(held_out.labels[part]), part
+
+    def _source(self, step: int, index: Tensor, like: Tensor) -> Tensor:
+        """What the samples at `index` of the batch of `step` start from."""
+        if self.sources is None:
+            return self._noise("noise", step, index, like)
+        return self.autoencoder.encode(self.sources(step).pixels[index].to(self.device))
 
     def _noise(self, purpose: str, step: int, index: Tensor, like: Tensor) -> Tensor:
         return self.flow.source.sample(self._key(purpose, step), index, like.shape[1:]).to(self.device)
@@ -185,7 +201,7 @@ class FlowStage(PictureStage):
         """Mean flow-matching loss over the batch of `step`, or the share of a part of it."""
         # Pairing sees the whole batch, so that taking it in parts changes nothing.
         x, condition, index = self._batch(step, slice(None) if self.coupling.whole else part)
-        z = self.coupling.pair(x, self._noise("noise", step, index, x), None if condition is None else condition.labels)
+        z = self.coupling.pair(x, self._source(step, index, x), None if condition is None else condition.labels)
         if self.coupling.whole:
             x, z, index = x[part], z[part], index[part]
             self._seed(step, index)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rectiflow.flow.exact import GaussianMixtureFlow as GaussianMixtureFlow
     from rectiflow.flow.flow import Estimate as Estimate
     from rectiflow.flow.flow import Flow as Flow
+    from rectiflow.flow.foreign import Convention as Convention
+    from rectiflow.flow.foreign import Foreign as Foreign
+    from rectiflow.flow.foreign import from_diffusers as from_diffusers
     from rectiflow.flow.loss import flow_matching_loss as flow_matching_loss
     from rectiflow.flow.schedule import VE as VE
     from rectiflow.flow.schedule import Polynomial as Polynomial
@@ -40,6 +43,9 @@ _HOMES = {
     "GaussianMixtureFlow": "flow.exact",
     "Estimate": "flow.flow",
     "Flow": "flow.flow",
+    "Convention": "flow.foreign",
+    "Foreign": "flow.foreign",
+    "from_diffusers": "flow.foreign",
     "flow_matching_loss": "flow.loss",
     "Polynomial": "flow.schedule",
     "Rectified": "flow.schedule",

@@ -14,17 +14,19 @@ from rectiflow.base.errors import InputError, near_miss, unknown
 from rectiflow.cli.average import Average
 from rectiflow.cli.compare import Compare
 from rectiflow.cli.data import Data
+from rectiflow.cli.doctor import Doctor
 from rectiflow.cli.evaluate import Evaluate
 from rectiflow.cli.info import Info
 from rectiflow.cli.sample import Sample
 from rectiflow.cli.train import Train
 
-Command = Train | Sample | Evaluate | Compare | Info | Average | Data
+Command = Train | Sample | Evaluate | Compare | Doctor | Info | Average | Data
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
+    "doctor": Doctor,
     "info": Info,
     "average": Average,
     "data": Data,

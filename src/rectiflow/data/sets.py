@@ -40,18 +40,23 @@ def open_source(config: DataConfig, shape: tuple[int, int, int], index: Path | N
     Raises:
         InputError: a folder that cannot be used; one line.
     """
-    return pictures_in(config.source_dir, shape, config, index)
+    return pictures_in(config.source_dir, shape, config, index=index)
 
 
 def pictures_in(
-    folder: str, shape: tuple[int, int, int], like: DataConfig | None = None, index: Path | None = None
+    folder: str,
+    shape: tuple[int, int, int],
+    like: DataConfig | None = None,
+    labels: str = "none",
+    index: Path | None = None,
 ) -> ImageSet:
-    """The pictures of a folder at a given shape C×H×W, without classes.
+    """The pictures of a folder at a given shape C×H×W.
 
     Args:
         folder: where they lie.
         shape: C, H, W.
         like: how to read them (crop, filter, background, share held out, …); by default all of them in `train`.
+        labels: as for `DataConfig`.
         index: see `open_folder`.
 
     Raises:
@@ -59,7 +64,7 @@ def pictures_in(
     """
     from rectiflow.data.folder import open_folder
 
-    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[1:], "labels": "none"}
+    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[1:], "labels": labels}
     read_as = {**changes, "colour": "grey" if shape[0] == 1 else "rgb"}
     base = like or DataConfig(held_out=0.0)
     return open_folder(DataConfig.parse({**base.model_dump(), **read_as}, "source"), index)

@@ -103,8 +103,8 @@ def throughput(result: dict) -> str:
     parts.append(
         f"Matrix products at the transformer's shapes run at {matrix['float32_gflops']:.0f} GFLOP/s in float32 and "
         f"{matrix['bfloat16_gflops']:.0f} in bfloat16; in float32 they are {matrix['float32_share_of_a_step']:.0%} of "
-        f"its best step. Sampling with the transformer, 50 guided steps: {rates['rectiflow']:.2f} images/s, diffusers "
-        f"{rates['diffusers']:.2f}."
+        f"an fp32 step and in bfloat16 {matrix['bfloat16_share_of_a_step']:.0%} of the best one. Sampling with the "
+        f"transformer, 50 guided steps, images/s: {', '.join(f'{name} {rate:.2f}' for name, rate in rates.items())}."
     )
     where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
     settings = result["settings"]

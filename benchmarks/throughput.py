@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from diffusers import DDIMScheduler
@@ -72,7 +73,9 @@ class Side:
         if self.compiled:
             self.network.compile()
         self.flow = Flow(self.network)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0, fused=True
+        )
 
     def renewed(self, rate: float) -> "Side":
         """The same from fresh weights, at another learning rate."""
@@ -112,11 +115,15 @@ class Side:
         }
 
 
+def has_bfloat16() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX", "SVE"))
+
+
 def sides(kind: str) -> list[Side]:
     """Ours and theirs under each setting that might be the fastest on this machine."""
     shape, ours, theirs = SHAPES[kind], *((DIT, PeerDiT) if kind == "dit" else (UNET, PeerUNet))
     settings: list[dict[str, bool]] = [{}, {"compiled": True}]
-    if torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX", "SVE")):
+    if has_bfloat16():
         settings += [{"bfloat16": True}, {"bfloat16": True, "compiled": True}]
     if kind == "unet":
         settings += [{"compiled": True, "channels_last": True}]
@@ -155,7 +162,7 @@ def equal_seconds(sides: list[Side], seconds: float, data: Data, held_out: Data)
     return result
 
 
-def matrix_share(rate: float) -> dict[str, float]:
+def matrix_share(rates: dict[torch.dtype, float]) -> dict[str, float]:
     """The transformer's matrix products alone, at their shapes: their rate, and what share of a step they explain."""
     rows, width = BATCH * 64, DIT.width
     hidden = -(-(8 * width // 3) // 64) * 64
@@ -174,35 +181,44 @@ def matrix_share(rate: float) -> dict[str, float]:
             flops += 2 * m * k * n
         name = str(dtype).removeprefix("torch.")
         result[f"{name}_gflops"] = round(flops / total / 1e9, 1)
-        result[f"{name}_share_of_a_step"] = round(3 * DIT.depth * total / (BATCH / rate), 3)
+        result[f"{name}_share_of_a_step"] = round(3 * DIT.depth * total / (BATCH / rates[dtype]), 3)
     return result
 
 
 def sampling(ours: nn.Module, theirs: nn.Module, rounds: int) -> dict[str, list[float]]:
-    """Guided samples a second, 50 steps: ours by Euler, theirs by their DDIM scheduler as their DiT pipeline does."""
+    """Guided samples a second, 50 steps: ours by Euler, theirs by their DDIM scheduler as their DiT pipeline does.
+
+    Each in float32 and, where the processor has it, in bfloat16 by autocast.
+    """
     count, labels = 32, torch.arange(32) % CLASSES
     z = Key(0, "z").normal(torch.arange(count), SHAPES["dit"])
     flow = Flow(ours)
     scheduler = DDIMScheduler()
 
-    def mine() -> None:
+    def mine(bfloat16: bool) -> None:
         def part(index: Tensor) -> Tensor:
-            return sample(flow, z[index], solver("euler"), 50, Condition(labels[index]), ClassifierFree(1.0))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                return sample(flow, z[index], solver("euler"), 50, Condition(labels[index]), ClassifierFree(1.0))
 
         over_cores(part, list(torch.arange(count).chunk(torch.get_num_threads())))
 
-    def peer() -> None:
+    def peer(bfloat16: bool) -> None:
         scheduler.set_timesteps(50)
         x, classes = z, torch.cat([labels, torch.full_like(labels, -1)])
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             for t in scheduler.timesteps:
                 both = torch.cat([x, x])
                 noise = theirs(both, (t / 1000).expand(2 * count), Condition(classes))
                 given, null = noise.chunk(2)
                 x = scheduler.step(null + 2.0 * (given - null), t, x).prev_sample
 
-    rates: dict[str, list[float]] = {"rectiflow": [], "diffusers": []}
-    calls: dict[str, Callable[[], None]] = {"rectiflow": mine, "diffusers": peer}
+    precisions = ["fp32", "bf16"] if has_bfloat16() else ["fp32"]
+    calls: dict[str, Callable[[], None]] = {
+        f"{owner} {precision}": partial(call, precision == "bf16")
+        for precision in precisions
+        for owner, call in (("rectiflow", mine), ("diffusers", peer))
+    }
+    rates: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name in (list(calls), list(reversed(calls)))[turn % 2]:
             began = time.perf_counter()
@@ -212,7 +228,7 @@ def sampling(ours: nn.Module, theirs: nn.Module, rounds: int) -> dict[str, list[
 
 
 def main(rounds: int = 5, seconds: float = 40.0) -> None:
-    result: dict[str, object] = {"settings": {"batch": BATCH, "optimiser": f"AdamW {RATES[0]}", "rounds": rounds}}
+    result: dict[str, object] = {"settings": {"batch": BATCH, "optimiser": f"fused AdamW {RATES[0]}", "rounds": rounds}}
     for kind in SHAPES:
         data = pictures(SHAPES[kind], torch.arange(2048))
         held_out = pictures(SHAPES[kind], torch.arange(10_000, 10_256))
@@ -234,7 +250,8 @@ def main(rounds: int = 5, seconds: float = 40.0) -> None:
         entry["equal_seconds"] = equal_seconds(list(best.values()), seconds, data, held_out)
         print(kind, seconds, "s each:", entry["equal_seconds"], flush=True)
         if kind == "dit":
-            entry["matrix"] = matrix_share(medians[best["rectiflow"].name])
+            fp32, fastest = medians["rectiflow fp32"], medians[best["rectiflow"].name]
+            entry["matrix"] = matrix_share({torch.float32: fp32, torch.bfloat16: fastest})
             rates = sampling(build(DIT).eval(), PeerDiT().eval(), max(3, rounds // 3))
             entry["sampling_images_per_second"] = {name: statistics.median(values) for name, values in rates.items()}
             entry["sampling_each"] = rates

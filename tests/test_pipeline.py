@@ -280,3 +280,13 @@ def test_a_guide_on_another_path_is_brought_to_the_models(pipeline):
     assert type(moved.schedule) is type(pipeline.flow.schedule)
     request = Request(count=1, steps=3, guidance=1.0, guidance_kind="auto", guide=other)
     assert bool(torch.isfinite(pipeline.sample(request).pixels).all())
+
+
+def test_bfloat16_changes_the_arithmetic_and_not_the_picture(pipeline):
+    exact = pipeline.sample(Request(count=2, steps=4, guidance=1.0)).pixels
+    rough = pipeline.sample(Request(count=2, steps=4, guidance=1.0, precision="bfloat16")).pixels
+    assert rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert float((exact - rough).abs().max()) < 0.05 * float(exact.abs().max())
+    with pytest.raises(InputError, match="precision"):
+        pipeline.sample(Request(precision="float16"))

@@ -6,12 +6,13 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
+from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
@@ -66,6 +67,7 @@ class Request:
         interval: times (low, high) within which guidance acts; (0, 1) is all.
         seed: any integer.
         size: H, W in pixels; None is the size trained on.
+        precision: of the network's arithmetic: "float32", or "bfloat16" by autocast; steps are taken in float32.
         source: pictures N×C×H×W in [−1, 1] to start from, for a model that starts from pictures: the j-th of each class
             starts from the j-th of them, and after the last comes the first again.
     """
@@ -82,6 +84,7 @@ class Request:
     interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     size: tuple[int, int] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     source: Tensor | None = None
 
 
@@ -157,7 +160,7 @@ class Pipeline:
         states = trajectory(flow, path.prior_std * z, grid, solver, condition, guidance)
         while True:
             # Only the network runs without gradients: a generator must not switch them off for its caller.
-            with torch.no_grad():
+            with torch.no_grad(), autocast(self._device, request.precision):
                 state = next(states, None)
             if state is None:
                 return

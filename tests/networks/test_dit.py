@@ -1,11 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
+from rectiflow.base.randomness import Key
 from rectiflow.networks.build import build
 from rectiflow.networks.config import PRESETS, DiTConfig
-from rectiflow.networks.layers import axial_rotation, normalise, rotate
+from rectiflow.networks.layers import attend, axial_rotation, normalise, rotate
 
 SMALL = {"channels": 2, "classes": 5, "patch": 2, "width": 16, "depth": 2, "heads": 2}
 
@@ -151,3 +153,17 @@ def test_one_time_for_the_batch_equals_a_time_for_each(modulation, classes):
     one = torch.tensor(0.3).expand(3)
     assert torch.allclose(network(x, one, condition), network(x, one.clone(), condition), atol=1e-5)
     assert torch.allclose(network(x, one), network(x, one.clone()), atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [16, 200])
+def test_attention_in_bfloat16_is_torchs_with_its_gradients(tokens):
+    """Few tokens go another way in training; it must be the same map, to bfloat16's rounding."""
+    query, key, value = (Key(0, name).normal(torch.arange(2), (3, tokens, 8)) for name in "qkv")
+    results = []
+    for dtype, attention in ((torch.float64, F.scaled_dot_product_attention), (torch.bfloat16, attend)):
+        given = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+        out = attention(*given)
+        (out.double() * query.double()).sum().backward()
+        results.append([out.detach().double(), *(x.grad.double() for x in given)])
+    for exact, found in zip(*results, strict=True):
+        assert float((exact - found).abs().max()) < 0.03 * float(exact.abs().max())

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -42,6 +42,7 @@ class Sample:
             from the j-th of them. A run starts from its own held-out ones if this is left out.
         size: Height and width in pixels; the size trained on if left out.
         filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
+        precision: Of the network's arithmetic: float32, or bfloat16, about twice as fast where the processor has it.
         device: auto, cpu, cuda or mps.
     """
 
@@ -61,6 +62,7 @@ class Sample:
     source: Path | None = None
     size: tuple[int, int] | None = None
     filmstrip: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
 
     def __call__(self) -> int:
@@ -93,6 +95,7 @@ class Sample:
             interval=self.interval,
             seed=self.seed,
             size=self.size,
+            precision=self.precision,
             source=None if self.source is None else self._source(self.size or pipeline.shape[1:], pipeline.shape[0]),
         )
         if self.filmstrip:

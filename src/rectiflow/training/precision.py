@@ -6,6 +6,7 @@ from statistics import median
 
 import torch
 
+from rectiflow.base.autocast import autocast
 from rectiflow.base.errors import InputError, unknown
 
 _REPEATS = 5
@@ -27,11 +28,6 @@ def resolve_device(name: str) -> torch.device:
         known = ", ".join(kind for kind, here in present.items() if here)
         raise InputError(f"device {name} is not available to this torch ({torch.__version__}); available: {known}.")
     return torch.device(name)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a step computes; float32 is no autocast at all."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def resolve_precision(name: str, device: torch.device, step: Callable[[], None]) -> tuple[str, str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from rectiflow.base.autocast import autocast
 from rectiflow.base.errors import InputError
 from rectiflow.data.pictures import save_png
 from rectiflow.training.checkpoint import Checkpoints
@@ -23,7 +24,6 @@ from rectiflow.training.ema import weight_average
 from rectiflow.training.log import RunLog
 from rectiflow.training.optimiser import learning_rate, optimisers
 from rectiflow.training.post_hoc import save_snapshot
-from rectiflow.training.precision import autocast
 from rectiflow.training.stages import Stage
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -290,3 +291,16 @@ def test_bfloat16_changes_the_arithmetic_and_not_the_picture(pipeline):
     assert float((exact - rough).abs().max()) < 0.05 * float(exact.abs().max())
     with pytest.raises(InputError, match="precision"):
         pipeline.sample(Request(precision="float16"))
+
+
+def test_a_guide_that_cannot_guide_is_refused(pipeline):
+    """Without "auto" it would be silently left out."""
+    request = {"count": 1, "steps": 2, "guidance": 1.0}
+    with pytest.raises(InputError, match="weaker model of --guidance-kind auto; cfg asks none"):
+        pipeline.sample(Request(**request, guide=pipeline))
+    other = replace(pipeline, class_names=("cat", "dog"))
+    with pytest.raises(InputError, match="2 classes; expected"):
+        pipeline.sample(Request(**request, guidance_kind="auto", guide=other))
+    one_step = replace(pipeline, flow=Flow(pipeline.flow.network, one_step=True))
+    with pytest.raises(InputError, match="one-step"):
+        pipeline.sample(Request(**request, guidance_kind="auto", guide=one_step))

@@ -204,11 +204,8 @@ class Pipeline:
         if request.count < 1:
             raise InputError(f"count must be at least 1, received {request.count}.")
         by_null = request.guidance and request.guidance_kind.partition(":")[0] != "auto"
-        if (guide := request.guide) is not None and (guide.shape, guide.class_names) != (self.shape, self.class_names):
-            raise InputError(
-                f"--guide is of pictures {guide.shape} with {len(guide.class_names)} classes; expected this model's "
-                f"{self.shape} with the same {len(self.class_names)}."
-            )
+        if request.guide is not None:
+            self._check_guide(request.guide, request.guidance_kind)
         if request.source is not None:
             self._refuse_source()
         if not self.class_names:
@@ -218,6 +215,17 @@ class Pipeline:
         if by_null and not self.null_trained:
             raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
         return Labels(self.class_names)(request.classes or self.class_names).labels.repeat_interleave(request.count)
+
+    def _check_guide(self, guide: "Pipeline", kind: str) -> None:
+        if kind.partition(":")[0] != "auto":
+            raise InputError(f"--guide is the weaker model of --guidance-kind auto; {kind} asks none, leave it out.")
+        if guide.flow.one_step:
+            raise InputError("--guide is a one-step model, which knows t=1 alone; it cannot guide the steps between.")
+        if (guide.shape, guide.class_names) != (self.shape, self.class_names):
+            raise InputError(
+                f"--guide is of pictures {guide.shape} with {len(guide.class_names)} classes; expected this model's "
+                f"{self.shape} with the same {len(self.class_names)}."
+            )
 
     def save(self, folder: Path | str) -> None:
         """Write `config.json` and the weights, whole or not at all; a model already there is replaced.

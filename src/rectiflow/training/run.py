@@ -73,13 +73,15 @@ def describe_run(folder: Path) -> dict[str, Any]:
     """What the run in `folder` is and how far it has come, in plain values."""
     config = read_run(folder)
     saved = Checkpoints(folder / "checkpoints", config.keep).steps()
+    # A one-step model is trained at no noise level.
+    weight = {} if config.flow.one_step else weight_at_log_snrs(config.flow, config.times, config.weight)
     return {
         "run": str(folder),
         "recipe": config.recipe,
         "checkpoint_step": saved[-1] if saved else 0,
         "steps": config.steps,
         "precision": config.precision,
-        "log_snr_weight": weight_at_log_snrs(config.flow, config.times, config.weight),
+        **({"log_snr_weight": weight} if weight else {}),
         "last_metrics": last_metrics(folder / "metrics.jsonl"),
         "model": str(folder / "model") if (folder / "model" / "config.json").is_file() else None,
     }

@@ -1,9 +1,10 @@
-"""Distances against closed forms of Gaussians, against torchmetrics where it is installed, and faults they must see."""
+"""Distances against closed forms of Gaussians, against torchmetrics, and faults they must see."""
 
 import math
 
 import pytest
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from rectiflow.base.errors import InputError
 from rectiflow.evaluation.metrics import (
@@ -100,8 +101,6 @@ def test_features_that_do_not_fit_are_one_line():
 
 
 def test_torchmetrics_agrees():
-    fid = pytest.importorskip("torchmetrics.image.fid")
-
     class Same(torch.nn.Module):
         num_features = 6
 
@@ -109,7 +108,7 @@ def test_torchmetrics_agrees():
             return x.flatten(1)
 
     a, b = normal(300, 6, 0).float(), normal(300, 6, 1, 0.3, 1.5).float()
-    theirs = fid.FrechetInceptionDistance(feature=Same(), normalize=True)
+    theirs = FrechetInceptionDistance(feature=Same(), normalize=True)
     theirs.set_dtype(torch.float64)
     theirs.update(a.reshape(300, 6, 1, 1), real=True)
     theirs.update(b.reshape(300, 6, 1, 1), real=False)

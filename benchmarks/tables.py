@@ -138,7 +138,7 @@ def likelihood(result: dict) -> str:
     return (
         f"{table(head, [[title, bits(held_out[name])] for name, title in titles.items()])}\n\n"
         f"With {finer['steps']} steps, on {few} of them: {bits(finer)}. Area under the curve of log p, held-out digits "
-        f"against other pictures: {areas}.\n\n`{result['command'].split(' /')[0]}`"
+        f"against other pictures: {areas}.\n\n`{result['command']}`"
     )
 
 

@@ -135,6 +135,8 @@ def test_refusals():
         diagnose(patient(Speaks(), x=X[:4], labels=LABELS[:4]))
     with pytest.raises(InputError, match="one-step"):
         diagnose(patient(Speaks(), one_step=True))
+    with pytest.raises(InputError, match="a bridge starts from pictures"):
+        diagnose(patient(Speaks(), source="pictures"))
 
 
 def test_a_wrapper_is_read_relative_to_what_it_states():

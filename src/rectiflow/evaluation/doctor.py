@@ -18,6 +18,7 @@ from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.flow.config import FlowConfig
+from rectiflow.flow.coupling import coupling
 from rectiflow.flow.flow import Flow, expand
 from rectiflow.flow.foreign import Convention, Foreign
 from rectiflow.flow.prediction import Prediction
@@ -134,6 +135,10 @@ def diagnose(patient: Patient, null_trained: bool | None = None) -> Diagnosis:
         raise InputError(f"the doctor needs at least 16 samples of the data, received {len(patient.x)}.")
     if patient.flow.one_step:
         raise InputError("a one-step model has no convention of time to find; sample it instead.")
+    if patient.config.source == "pictures":
+        raise InputError(
+            "a bridge starts from pictures, for which there is no bound to compare with; sample it instead."
+        )
     stated = Reading(patient.flow.schedule, _name(patient), patient.flow.prediction)
     best = _search(patient, stated)
     first, last = _ratios(patient, stated), _ratios(patient, best)
@@ -228,7 +233,7 @@ def _ratios(patient: Patient, reading: Reading, condition: Condition | None = No
     )
     flow = Flow(read, reading.path, reading.prediction, sigma_data=patient.flow.sigma_data)
     t = reading.path.time_of(torch.tensor(levels, dtype=torch.float64)).repeat_interleave(len(x))
-    z = Key(patient.seed, "doctor").normal(torch.arange(len(x)), x.shape[1:]).to(x)[rows]
+    z = _source(patient)[rows]
     at = reading.path.at(t)
     x_t = expand(at.alpha, z) * x[rows] + expand(at.beta, z) * z
     with torch.no_grad():
@@ -236,6 +241,13 @@ def _ratios(patient: Patient, reading: Reading, condition: Condition | None = No
     snr = torch.tensor(levels, dtype=torch.float64).exp()[:, None] * _spectrum(x)
     bounds = (snr / (snr + 1)).mean(1)
     return dict(zip(levels, (errors.cpu() / bounds).tolist(), strict=True))
+
+
+def _source(patient: Patient) -> Tensor:
+    """z as in training: of the flow's source, paired with the data as they were."""
+    x, condition = patient.x, patient.condition
+    z = patient.flow.source.sample(Key(patient.seed, "doctor"), torch.arange(len(x)), x.shape[1:]).to(x)
+    return coupling(patient.config).pair(x, z, None if condition is None else condition.labels)
 
 
 def _plain(condition: Condition | None) -> Callable[..., Any]:

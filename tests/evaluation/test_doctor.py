@@ -87,7 +87,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("truth", "stated", "names"), BROKEN, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("truth", "stated", "names"), BROKEN, ids=[f"broken{i}" for i in range(len(BROKEN))])
 def test_what_is_broken_is_named_and_nothing_else(truth, stated, names):
     found = diagnose(patient(Speaks(**truth), **stated))
     told = {name: value for name, _, value in found.findings}

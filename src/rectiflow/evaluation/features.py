@@ -126,10 +126,9 @@ class Foreign(Features):
         for part in torch.split(((pixels.clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1), _CHUNK):
             given = self.processor(images=list(part), do_rescale=False, return_tensors="pt")
             with torch.no_grad():
-                if hasattr(self.model, "get_image_features"):
-                    found.append(self.model.get_image_features(**given))
-                else:
-                    found.append(self.model(**given).pooler_output)
+                embed = getattr(self.model, "get_image_features", self.model)
+                output = embed(**given)
+                found.append(output if isinstance(output, Tensor) else output.pooler_output)
         return torch.cat(found).double()
 
 

@@ -109,7 +109,8 @@ def throughput(result: dict) -> str:
     where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
     settings = result["settings"]
     parts.append(
-        f"`{result['command']}` on {where}; batches of {settings['batch']}, AdamW, medians of {settings['rounds']}."
+        f"`{result['command']}` on {where}; batches of {settings['batch']}, {settings['optimiser']}, medians of "
+        f"{settings['rounds']}."
     )
     return "\n\n".join(parts)
 

@@ -104,7 +104,10 @@ class Doctor:
     def _images(self, shape: tuple[int, int, int]) -> "ImageSet":
         from rectiflow.cli.runs import data_of
         from rectiflow.data.sets import pictures_in
+        from rectiflow.training.run import CONFIG_NAME
 
+        if self.data is None and not (self.model / CONFIG_NAME).is_file():
+            raise InputError(f"{self.model} is no run: the doctor needs the data it was trained on, --data DIR.")
         if self.data is None:
             return data_of(self.model)
         return pictures_in(str(self.data), shape, labels="folders")

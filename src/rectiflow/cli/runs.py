@@ -39,7 +39,6 @@ def model_of(run: Path, device: str = "cpu") -> "Pipeline":
     pipeline = Pipeline.load(run, device)
     if pipeline.flow_config.source == "pictures" and (run / CONFIG_NAME).is_file():
         index = run / SOURCE_INDEX_NAME
-        source = open_source(read_run(run).data, pipeline.shape, index if index.exists() else None)
-        shown = source.held_out if len(source.held_out) else source.train
+        shown = open_source(read_run(run).data, pipeline.shape, index if index.exists() else None).unseen
         pipeline.start_from(lambda rows: to_float(shown.fetch(rows)), len(shown))
     return pipeline

@@ -85,3 +85,8 @@ class ImageSet:
     def shape(self) -> tuple[int, int, int]:
         """C, H, W of one picture."""
         return self.train.shape
+
+    @property
+    def unseen(self) -> Images:
+        """The held-out pictures, or those of training where none are held out."""
+        return self.held_out if len(self.held_out) else self.train

@@ -97,7 +97,7 @@ class SmallEncoder(Features):
 
 
 @final
-class Foreign(Features):
+class LocalEncoder(Features):
     """The pooled features of an encoder that `transformers` loads: DINOv2, CLIP, or any other of pictures.
 
     Args:
@@ -143,7 +143,7 @@ def features(name: str, images: Images, seed: int = 0) -> Features:
             return Pixels()
         case "encoder":
             return SmallEncoder(images, seed=seed)
-    return Foreign(Path(name))
+    return LocalEncoder(Path(name))
 
 
 def _network(channels: int, width: int, classes: int) -> nn.Sequential:

@@ -96,7 +96,7 @@ class PictureStage(Stage):
         config = self.config
         # Another order than the data's, or equal numbers of pictures would be paired as they are sorted.
         self.sources = Loader(source.train, config.data, config.batch, config.steps, seed=~config.seed)
-        shown = source.held_out if len(source.held_out) else source.train
+        shown = source.unseen
         self.flow.source = Pictures(lambda rows: self.autoencoder.encode(to_float(shown.fetch(rows))), len(shown))
 
     @abstractmethod

@@ -29,7 +29,7 @@ from rectiflow.pipeline import Pipeline
 from rectiflow.recipes.registry import resolve
 from rectiflow.sampling.sample import sample
 from rectiflow.sampling.solvers import solver
-from rectiflow.training.config import RunConfig
+from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.log import RunLog
 from rectiflow.training.run import STAGES
 from rectiflow.training.trainer import Interrupt, Trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 import common
 import judge_digits
 from rectiflow.base.config import read_yaml
-from rectiflow.model_folder import find_model
+from rectiflow.models.folder import find_model
 from rectiflow.pipeline import Pipeline
 
 SEEDS = (101, 102, 103, 104, 105)

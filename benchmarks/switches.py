@@ -24,7 +24,7 @@ from rectiflow.data.builtin import digits
 from rectiflow.data.images import ImageSet, InMemory
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.blocks import apply_switches
-from rectiflow.training.config import RunConfig
+from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.log import last_metrics
 from rectiflow.training.post_hoc import post_hoc
 from rectiflow.training.run import read_run, train

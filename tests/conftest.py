@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rectiflow.recipes.registry import resolve
-from rectiflow.training.config import RunConfig
+from rectiflow.training.generator_config import RunConfig
 
 SMALL = (
     "network={patch: 4, width: 16, depth: 1, heads: 2}",

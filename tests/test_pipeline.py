@@ -10,7 +10,7 @@ from rectiflow.base.files import sha256
 from rectiflow.data.pictures import to_uint8
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
-from rectiflow.model_folder import CONVENTIONS, describe
+from rectiflow.models.folder import CONVENTIONS, describe
 from rectiflow.networks.build import build
 from rectiflow.networks.config import DiTConfig, UNetConfig
 from rectiflow.pipeline import Pipeline, Request
@@ -231,7 +231,7 @@ def test_a_failed_save_keeps_the_former_model(pipeline, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rectiflow.model_folder.save_file", full)
+    monkeypatch.setattr("rectiflow.models.weights.save_file", full)
     with pytest.raises(InputError, match=r"No space left on device.*kept"):
         pipeline.save(tmp_path / "model")
     assert (tmp_path / "model" / "config.json").read_text() == before

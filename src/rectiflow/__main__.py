@@ -15,17 +15,21 @@ from rectiflow.cli.average import Average
 from rectiflow.cli.compare import Compare
 from rectiflow.cli.data import Data
 from rectiflow.cli.doctor import Doctor
+from rectiflow.cli.encode import Encode
 from rectiflow.cli.evaluate import Evaluate
+from rectiflow.cli.export import Export
 from rectiflow.cli.info import Info
 from rectiflow.cli.sample import Sample
 from rectiflow.cli.train import Train
 
-Command = Train | Sample | Evaluate | Compare | Doctor | Info | Average | Data
+Command = Train | Sample | Evaluate | Compare | Encode | Export | Doctor | Info | Average | Data
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
+    "encode": Encode,
+    "export": Export,
     "doctor": Doctor,
     "info": Info,
     "average": Average,

@@ -1,4 +1,4 @@
-"""Floor 3: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
+"""Floor 4: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
+from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
@@ -23,15 +24,18 @@ from rectiflow.flow.rescheduled import OnSchedule
 from rectiflow.flow.schedule import schedule
 from rectiflow.flow.source import Pictures
 from rectiflow.hub import publish
-from rectiflow.model_folder import (
+from rectiflow.models.autoencoder import record_of, restored
+from rectiflow.models.folder import (
     CONVENTIONS,
     FORMAT_VERSION,
+    WEIGHTS,
+    AutoencoderRecord,
     ModelConfig,
     find_model,
     read_model_config,
-    read_weights,
     write_model,
 )
+from rectiflow.models.weights import read_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
 from rectiflow.sampling.cores import over_cores
@@ -135,12 +139,17 @@ class Pipeline:
 
         def pictures(part: tuple[int, int]) -> Tensor:
             for state in self.states(request, *part):
-                last = state.x_t
-            return self.autoencoder.decode(last).float().cpu()
+                last = state
+            return self.decode(last, request).cpu()
 
         if self._device.type == "cpu":
             return Samples(torch.cat(over_cores(pictures, bounds)), labels)
         return Samples(torch.cat([pictures(part) for part in bounds]), labels)
+
+    def decode(self, state: State, request: Request) -> Tensor:
+        """The pictures of a state of sampling, float32 B×C×H×W in about [−1, 1]."""
+        with torch.no_grad(), autocast(self._device, request.precision):
+            return self.autoencoder.decode(state.x_t, request.size or self.shape[1:]).float()
 
     def states(self, request: Request, start: int = 0, stop: int | None = None) -> Iterator[State]:
         """Sampling as it goes, for the pictures start … stop−1 of a request: the state at each of the N+1 times."""
@@ -243,10 +252,11 @@ class Pipeline:
             null_trained=self.null_trained,
             shape=self.shape,
             training=dict(self.training),
-            autoencoder="identity",
+            autoencoder=record_of(self.autoencoder) if isinstance(self.autoencoder, LatentSpace) else "identity",
             weights={},
         )
-        write_model(Path(folder), self.flow.network, config)
+        network = self.autoencoder.network if isinstance(self.autoencoder, LatentSpace) else None
+        write_model(Path(folder), self.flow.network, network, config)
 
     def push(self, name: str, private: bool = False) -> str:
         """Upload the model to the Hugging Face hub as ORG/NAME; returns where it can be seen.
@@ -273,8 +283,12 @@ class Pipeline:
         config = read_model_config(folder)
         network = build(config.network)
         flow = Flow.build(network, config.flow)
-        read_weights(network, folder, config)
+        read_weights(network, folder / WEIGHTS, config.weights)
         flow.requires_grad_(False).eval().to(device)
+        autoencoder: Autoencoder = Identity()
+        if isinstance(config.autoencoder, AutoencoderRecord):
+            autoencoder = restored(config.autoencoder, folder, config.weights)
+            autoencoder.network.to(device)
         return cls(
             flow=flow,
             flow_config=config.flow,
@@ -282,6 +296,7 @@ class Pipeline:
             shape=config.shape,
             class_names=config.class_names,
             null_trained=config.null_trained,
+            autoencoder=autoencoder,
             training=config.training,
         )
 

@@ -42,9 +42,9 @@ class Convolutional(nn.Module):
 class Pictures(Stage):
     """A network of convolutions that learns to mirror pictures."""
 
-    def __init__(self):
+    def __init__(self, config):
         torch.manual_seed(0)
-        self.module, self.samples_per_step = Convolutional(), 8
+        self.config, self.module, self.samples_per_step = config, Convolutional(), 8
 
     def loss(self, step, part=slice(None), turn=""):
         x = torch.randn(8, 4, 6, 5, generator=torch.Generator().manual_seed(step))[part]
@@ -144,7 +144,7 @@ def test_convolutions_resume_bit_for_bit(switch, ema, tmp_path):
     config = resolve("digits", settings=[*SMALL, f"{switch}=true", ema, "accumulate=2"])
 
     def trainer(folder):
-        stage = Pictures()
+        stage = Pictures(config)
         apply_switches(stage.module, config)
         return Trainer(stage, config, tmp_path / folder, CPU)
 

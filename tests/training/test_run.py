@@ -248,7 +248,7 @@ def test_a_torn_checkpoint_is_named(small, tmp_path):
 
 
 def test_two_runs_on_one_folder(small, tmp_path):
-    with run_module._alone_in(tmp_path / "run"):
+    with run_module.alone_in(tmp_path / "run"):
         with pytest.raises(InputError, match="another process is training in"):
             train(small, tmp_path / "run", QUIET)
         assert (tmp_path / "run").is_dir()

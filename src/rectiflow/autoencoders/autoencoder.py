@@ -19,8 +19,8 @@ class Autoencoder(ABC):
         """Pictures in [−1, 1], B×C×H×W, to latents of about zero mean and unit deviation."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures, B×C×H×W, in about [−1, 1]."""
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Latents to pictures, B×C×H×W, in about [−1, 1], cropped to `size` (H, W) if that is given."""
 
 
 @final
@@ -35,6 +35,6 @@ class Identity(Autoencoder):
         """The same tensor."""
         return x
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """The same tensor."""
         return latents

@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from rectiflow.evaluation.config import EvaluateConfig
 
+if TYPE_CHECKING:
+    from rectiflow.data.images import ImageSet
+
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run's model: scores of its pictures, copies, overfitting, and likelihood if asked for.
+    """Measure a run's model: scores of its pictures, copies, overfitting, and likelihood if asked for. Of an
+    autoencoder, measure its reconstructions of held-out pictures.
 
     Args:
         run: A run folder: its data are the reference.
@@ -41,19 +45,44 @@ class Evaluate:
         names = EvaluateConfig.model_fields
         config = EvaluateConfig.parse({name: getattr(self, name) for name in names}, "rectiflow evaluate")
 
-        from rectiflow.cli.runs import data_of, model_of
+        from rectiflow.cli.runs import data_of
+        from rectiflow.models.autoencoder import is_autoencoder
+        from rectiflow.models.folder import find_model
+
+        data, model = data_of(self.run), find_model(self.run)
+        out = self.out or self.run / "evaluation"
+        lines = self._autoencoder(model, data, config, out) if is_autoencoder(model) else self._flow(data, config, out)
+        print("\n".join([*lines, f"wrote {out / 'report.md'}"]))
+        return 0
+
+    def _flow(self, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:
+        from rectiflow.cli.runs import model_of
         from rectiflow.evaluation.page import cell
         from rectiflow.evaluation.report import evaluate
-        from rectiflow.model_folder import describe, find_model
+        from rectiflow.models.folder import describe, find_model
 
-        data, pipeline = data_of(self.run), model_of(self.run)
-        out = self.out or self.run / "evaluation"
-        result = evaluate(pipeline, data, config, out, describe(find_model(self.run)))
+        result = evaluate(model_of(self.run), data, config, out, describe(find_model(self.run)))
         found, real = result["scores"], result["real"]
-        print(f"Fréchet distance {cell(found['frechet'])}, of real pictures {cell(real['frechet'])}")
-        print(f"told apart {cell(found['told_apart'])}, copies {result['copies']['share']:.1%}")
-        for name, bits in result.get("likelihood", {}).items():
-            if isinstance(bits, dict):
-                print(f"{name}: {bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f} bits per dimension")
-        print(f"wrote {out / 'report.md'}")
-        return 0
+        bits = [
+            f"{name}: {bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f} bits per dimension"
+            for name, bits in result.get("likelihood", {}).items()
+            if isinstance(bits, dict)
+        ]
+        return [
+            f"Fréchet distance {cell(found['frechet'])}, of real pictures {cell(real['frechet'])}",
+            f"told apart {cell(found['told_apart'])}, copies {result['copies']['share']:.1%}",
+            *bits,
+        ]
+
+    def _autoencoder(self, model: Path, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:
+        from rectiflow.evaluation.autoencoder import evaluate_autoencoder
+        from rectiflow.models.autoencoder import describe_autoencoder, load_autoencoder
+
+        result = evaluate_autoencoder(load_autoencoder(str(model)), data, config, out, describe_autoencoder(model))
+        found = result["reconstruction"]
+        distances = result.get("frechet")
+        return [
+            f"PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}, spectrum error {found['spectrum_error']:.3f} "
+            f"(sharpness {found['sharpness']:+.3f}), gradient correlation {found['gradient_correlation']:.3f}",
+            *([f"Fréchet distance of reconstructions {distances['reconstructions']:.4g}"] if distances else []),
+        ]

@@ -37,10 +37,12 @@ class Info:
         return 0
 
     def _facts(self) -> dict[str, Any]:
-        from rectiflow.model_folder import describe, find_model
+        from rectiflow.models.autoencoder import describe_autoencoder, is_autoencoder
+        from rectiflow.models.folder import describe, find_model
         from rectiflow.training.run import CONFIG_NAME, describe_run
 
         facts: dict[str, Any] = describe_run(self.run) if (self.run / CONFIG_NAME).is_file() else {}
         if not facts or facts["model"]:
-            facts |= describe(find_model(self.run))
+            folder = find_model(self.run)
+            facts |= describe_autoencoder(folder) if is_autoencoder(folder) else describe(folder)
         return facts

@@ -1,7 +1,7 @@
 """`rectiflow sample`: pictures from a trained model."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """Make pictures with a trained model.
+    """Make pictures with a trained model; with an autoencoder by itself, pictures of its own prior, without a flow.
 
     Args:
         run: A run folder or a model folder.
@@ -76,9 +76,14 @@ class Sample:
             )
 
         from rectiflow.cli.runs import model_of
+        from rectiflow.models.autoencoder import is_autoencoder
+        from rectiflow.models.folder import find_model
         from rectiflow.pipeline import Pipeline, Request
         from rectiflow.training.precision import resolve_device
 
+        model = find_model(self.run)
+        if is_autoencoder(model):
+            return self._sample_prior(model, suffix)
         device = str(resolve_device(self.device))
         # What is given in place of a run's own pictures needs these no more.
         pipeline = model_of(self.run, device) if self.source is None else Pipeline.load(self.run, device)
@@ -105,6 +110,41 @@ class Sample:
         print(f"wrote {self.out}")
         return 0
 
+    def _sample_prior(self, model: Path, suffix: str) -> int:
+        import torch
+
+        from rectiflow.models.autoencoder import load_autoencoder, prior_pictures, read_autoencoder_config
+
+        plain = Sample(self.run)
+        others = [f.name for f in fields(self) if f.name not in ("run", "out", "count", "seed", "size", "device")]
+        if asked := next((name for name in others if getattr(self, name) != getattr(plain, name)), ""):
+            raise InputError(
+                f"{self.run} is an autoencoder, of whose prior alone pictures are made; leave out --{asked}, or train "
+                f"a flow in its latents: rectiflow train latent --autoencoder {self.run} --data DIR"
+            )
+        config = read_autoencoder_config(model)
+        shape = (config.shape[0], *(self.size or config.shape[1:]))
+        pixels = prior_pictures(load_autoencoder(str(model)), shape, self.count, self.seed)
+        about = {"model": str(self.run), **config.training, "prior": True, "seed": self.seed}
+        labels = torch.full((self.count,), -1)
+        self._write(pixels, labels, suffix, about, [{"index": i, **about} for i in range(self.count)])
+        print(f"wrote {self.out}")
+        return 0
+
+    def _write(
+        self, pixels: "Tensor", labels: "Tensor", suffix: str, about: dict[str, Any], each: list[dict[str, Any]]
+    ) -> None:
+        """Pictures in [−1, 1] as the kind of file that --out asks for."""
+        from rectiflow.data.pictures import grid, save_folder, save_npz, save_png, screen_scale, to_uint8
+
+        levels = to_uint8(pixels)
+        if suffix == ".npz":
+            save_npz(levels, labels, self.out)
+        elif suffix == ".png":
+            save_png(grid(levels, self.count, screen_scale(*levels.shape[1:3])), self.out, about)
+        else:
+            save_folder(levels, self.out, each)
+
     def _source(self, size: tuple[int, int], channels: int) -> "Tensor":
         import torch
 
@@ -115,24 +155,16 @@ class Sample:
         return to_float(images.fetch(torch.arange(min(self.count, len(images)))))
 
     def _save_samples(self, pipeline: "Pipeline", request: "Request", suffix: str) -> None:
-        from rectiflow.data.pictures import grid, save_folder, save_npz, save_png, screen_scale, to_uint8
-
         samples = pipeline.sample(request)
-        pixels = to_uint8(samples.pixels)
-        if suffix == ".npz":
-            save_npz(pixels, samples.labels, self.out)
-        elif suffix == ".png":
-            sheet = grid(pixels, request.count, screen_scale(*pixels.shape[1:3]))
-            save_png(sheet, self.out, self._about(pipeline))
-        else:
-            save_folder(pixels, self.out, list(self._about_each(pipeline, samples.labels)))
+        each = list(self._about_each(pipeline, samples.labels))
+        self._write(samples.pixels, samples.labels, suffix, self._about(pipeline), each)
 
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
         import torch
 
         from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 
-        states = [pipeline.autoencoder.decode(state.x_t) for state in pipeline.states(request)]
+        states = [pipeline.decode(state, request) for state in pipeline.states(request)]
         moments = torch.linspace(0, len(states) - 1, self.filmstrip).round().long()
         frames = torch.stack([states[i] for i in moments], dim=1)  # pictures × moments × C×H×W
         pixels = to_uint8(frames.flatten(0, 1))

@@ -18,6 +18,8 @@ class Train:
     Args:
         recipe: Name of the recipe, such as digits.
         data: Folder of pictures to train on, for recipes that take one.
+        autoencoder: Autoencoder in whose latents to train (recipe latent): a run or model folder, a folder that
+            diffusers calls AutoencoderKL, or ORG/NAME on the hub; one is trained first if left out.
         source: Folder of other pictures to start from instead of noise: a bridge from them to those of --data.
         run: Folder of the run; runs/RECIPE if left out, runs/NAME for a folder of that name.
         config: YAML file of settings laid over the recipe.
@@ -27,6 +29,7 @@ class Train:
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
     data: Path | None = None
+    autoencoder: str = ""
     source: Path | None = None
     run: Path | None = None
     config: Path | None = None
@@ -35,25 +38,31 @@ class Train:
 
     def __call__(self) -> int:
         """Train; returns the exit status."""
-        if self.resume is not None and (self.recipe or self.data or self.source or self.run or self.config or self.set):
+        others = (self.recipe, self.data, self.autoencoder, self.source, self.run, self.config, self.set)
+        if self.resume is not None and any(others):
             raise InputError("--resume takes everything from the run's own run.yaml; leave the other arguments out.")
         if self.resume is None and not self.recipe:
             raise InputError(f"expected a recipe ({', '.join(RECIPES)}) or --resume RUN.")
         settings = [setting for group in self.set for setting in group]
         if self.data is not None:
             settings.append(f"data.dir={json.dumps(str(self.data.absolute()))}")
+        if self.autoencoder:
+            there = Path(self.autoencoder)
+            name = str(there.absolute()) if there.exists() else self.autoencoder
+            settings.append(f"latent.autoencoder={json.dumps(name)}")
         if self.source is not None:
             settings += [f"data.source_dir={json.dumps(str(self.source.absolute()))}", "flow.source=pictures"]
         asked = None if self.resume is not None else resolve(self.recipe, self.config, settings)
 
         from rich.console import Console
 
-        from rectiflow.training.run import read_run, train
+        from rectiflow.training.run import read_run
+        from rectiflow.workflow import run
 
         name = self.data.absolute().name if self.data is not None else self.recipe
         folder = self.resume or self.run or Path("runs") / (name or self.recipe)
         console = Console()
-        outcome = train(asked or read_run(folder), folder, console)
+        outcome = run(asked or read_run(folder), folder, console)
         if not outcome.trained:
             words = f"{folder} is already trained ({outcome.step} steps)."
         elif not outcome.finished:

@@ -1,10 +1,11 @@
 """Settings of training data. Never imports torch."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
+from rectiflow.base.errors import InputError
 
 SetName = Literal["digits", "digit-scenes", "folder"]
 
@@ -24,6 +25,9 @@ class DataConfig(Config):
         size: height and width in pixels, one number for a square; None is the size that all pictures have.
         crop: what is done with pictures of another shape: "center", "random" (a new place each time), or "none": each
             must have the proportions of `size` within 2 %.
+        scale: with crop=random, least and most, > 0, of the picture's own pixels to a pixel of the crop: (0.5, 1) takes
+            crops of pictures at half to full resolution, as long as they cover `size`; None shrinks each picture until
+            it just covers it.
         filter: how pictures are resized, antialiased.
         colour: "rgb", "grey", or "auto": grey if every picture is.
         background: colour behind transparent pixels, a name or #rrggbb.
@@ -44,6 +48,7 @@ class DataConfig(Config):
     source_dir: str = ""
     size: int | tuple[int, int] | None = None
     crop: Literal["center", "random", "none"] = "center"
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
     filter: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"
     colour: Literal["auto", "rgb", "grey"] = "auto"
     background: str = "white"
@@ -60,8 +65,51 @@ class DataConfig(Config):
             raise ValueError(f"size must be at least 1, received {self.size}")
         return self
 
+    @model_validator(mode="after")
+    def _scale_fits(self) -> Self:
+        if self.scale is not None and (self.crop != "random" or self.scale[0] > self.scale[1]):
+            raise ValueError(f"scale {self.scale} needs crop=random, and its least before its most")
+        return self
+
     @property
     def height_width(self) -> tuple[int, int]:
         """Height and width asked for; only if `size` is given."""
         assert self.size is not None
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class LatentsConfig(Config):
+    """The latents of a set as they are kept on disk, for training in an autoencoder's latents.
+
+    Args:
+        dir: latents encoded before; empty is the run's own.
+        dtype: 16 bits in which moments are kept: float16 has 11 significant bits up to 65,504, bfloat16 8 bits and no
+            such bound.
+        variants: versions kept of each training picture, V: first the plain centre crop, with `data.flip` then its
+            mirror, then random crops (`data.crop=random`) and mirrors. Held-out pictures have one.
+        seed: of the random crops and mirrors, and of the noise of `data.dequantise`.
+        shard: pictures in a file, all their versions together.
+        batch: pictures encoded at once.
+    """
+
+    dir: str = ""
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    variants: int = Field(1, ge=1)
+    seed: int = 0
+    shard: int = Field(1024, ge=1)
+    batch: int = Field(32, ge=1)
+
+    def refuse_copies(self, data: DataConfig) -> None:
+        """Nothing, if the versions of a picture differ.
+
+        Raises:
+            InputError: more are asked for than `data` gives different ones.
+        """
+        folder, different = data.set == "folder", 2 if data.flip else 1
+        if self.variants <= different or data.dequantise or (folder and data.crop == "random"):
+            return
+        raise InputError(
+            f"latent.cache.variants={self.variants} would keep equal copies: with data.crop={data.crop} and "
+            f"data.flip={str(data.flip).lower()} a picture has {different} version{'s' if different > 1 else ''}; set "
+            f"latent.cache.variants={different}{', or data.crop=random' if folder else ''}."
+        )

@@ -1,7 +1,9 @@
 """One picture file as the pixels that training wants: turned, on its background, resized, cropped."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -60,19 +62,22 @@ def inspect(path: Path, whole: bool) -> Facts:
     return Facts(height, width, grey, blake2b(content, digest_size=16).hexdigest())
 
 
-def decode(path: Path, config: DataConfig, size: tuple[int, int], grey: bool, place: tuple[float, float]) -> np.ndarray:
+def decode(path: Path, config: DataConfig, size: tuple[int, int], grey: bool, place: Sequence[float]) -> np.ndarray:
     """A file as uint8 C×H×W.
 
     Args:
         path: the file.
         config: background, filter.
-        size: H, W wanted: the picture is resized to cover it, then cropped.
+        size: H, W wanted: the picture is resized to cover it, or to a scale that is asked for, then cropped.
         grey: one channel or three.
-        place: where the crop lies in what is left over, each in [0, 1]; ½ is the centre.
+        place: where the crop lies in what is left over, down and across, and which scale it has between the least and
+            the most that `config.scale` gives, each in [0, 1]; ½ is the centre.
 
     Raises:
         Unusable: it cannot be read (any more).
     """
+    if config.scale is not None:
+        return _window(_whole(path, grey, config.background), config, size, place)
     image = _open(_read(path))
     height, width = _turned_size(image)
     turned = (height, width) != (image.height, image.width)
@@ -84,9 +89,35 @@ def decode(path: Path, config: DataConfig, size: tuple[int, int], grey: bool, pl
     image = _flat(ImageOps.exif_transpose(image), grey, config.background)
     if image.size != (cover[1], cover[0]):
         image = image.resize((cover[1], cover[0]), _FILTERS[config.filter])
-    top, left = (round((c - s) * p) for c, s, p in zip(cover, size, place, strict=True))
+    top, left = (round((c - s) * p) for c, s, p in zip(cover, size, place[:2], strict=True))
     pixels = np.asarray(image)[top : top + size[0], left : left + size[1]]
     return pixels[None] if grey else np.moveaxis(pixels, -1, 0)
+
+
+@lru_cache(maxsize=4)
+def _whole(path: Path, grey: bool, colour: str) -> Image.Image:
+    """A picture at its full size; the last few are kept, since crops of one large picture are often asked for."""
+    image = _open(_read(path))
+    _load(image)
+    return _flat(ImageOps.exif_transpose(image), grey, colour)
+
+
+def _window(image: Image.Image, config: DataConfig, size: tuple[int, int], place: Sequence[float]) -> np.ndarray:
+    """A crop of a picture at a scale between the least and the most, evenly in its logarithm; C×H×W."""
+    assert config.scale is not None
+    least, most = config.scale
+    covering = max(size[0] / image.height, size[1] / image.width)
+    scale = max(least * (most / least) ** place[2], covering)
+    window = [min(side / scale, full) for side, full in zip(size, (image.height, image.width), strict=True)]
+    if scale == 1:
+        window = [float(side) for side in size]
+    top = (image.height - window[0]) * place[0]
+    left = (image.width - window[1]) * place[1]
+    if scale == 1:  # the picture's own pixels, untouched
+        top, left = round(top), round(left)
+    box = (left, top, left + window[1], top + window[0])
+    pixels = np.asarray(image.resize((size[1], size[0]), _FILTERS[config.filter], box=box))
+    return pixels[None] if image.mode == "L" else np.moveaxis(pixels, -1, 0)
 
 
 def background(name: str) -> tuple[int, ...]:

@@ -47,15 +47,15 @@ class Files(Images):
         Raises:
             InputError: a whole neighbourhood is unreadable.
         """
-        places = [(0.5, 0.5)] * len(index) if place is None else place.tolist()
-        pictures = [self._one(i, (p[0], p[1])) for i, p in zip(index.tolist(), places, strict=True)]
+        places = [[0.5, 0.5, 1.0]] * len(index) if place is None else place.tolist()
+        pictures = [self._one(i, p) for i, p in zip(index.tolist(), places, strict=True)]
         return torch.from_numpy(np.stack(pictures))
 
     def captions(self, index: Tensor) -> list[str]:
         """The captions at `index`; empty where there is none."""
         return [self.table.data.column("caption")[i].as_py() for i in index.tolist()]
 
-    def _one(self, index: int, place: tuple[float, float]) -> np.ndarray:
+    def _one(self, index: int, place: list[float]) -> np.ndarray:
         for step in range(_NEIGHBOURS):
             path = self.table.data.column("path")[(index + step) % len(self)].as_py()
             try:

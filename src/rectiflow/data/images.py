@@ -15,11 +15,13 @@ class Images(ABC):
         shape: C, H, W.
         labels: int64 N; −1 for a picture without a label.
         costly: whether fetching is work that another process should do ahead.
+        prepared: whether crops and mirrors are made already, so that `place` chooses among what there is.
     """
 
     shape: tuple[int, int, int]
     labels: Tensor
     costly: bool = False
+    prepared: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,8 +32,9 @@ class Images(ABC):
 
         Args:
             index: which.
-            place: B×2 in [0, 1], where a picture larger than H×W is cropped, from top left to bottom right; None is
-                the centre. Sets whose pictures have the size already ignore it.
+            place: B×3 in [0, 1]: where a picture larger than H×W is cropped, from top left to bottom right, and how far
+                it is enlarged between the least and the most that is asked for; None is the centre, at the most. Sets
+                whose pictures have the size already ignore it.
         """
 
     def captions(self, index: Tensor) -> list[str]:

@@ -69,9 +69,10 @@ class _Batches(Dataset["Batch | str"]):
     def _batch(self, step: int) -> Batch:
         index = batch_indices(step, self.batch, len(self.images), self.seed)
         # Crops and mirrors are keyed by the step and the place in the batch, like every other draw.
-        draws = Key(self.seed, "training crop", step).uniform(torch.arange(self.batch), (3,))
-        pixels = self.images.fetch(index, draws[:, :2] if self.config.crop == "random" else None)
-        if self.config.flip:
+        draws = Key(self.seed, "training crop", step).uniform(torch.arange(self.batch), (4,))
+        wanders = self.config.crop == "random" or self.images.prepared
+        pixels = self.images.fetch(index, draws[:, [0, 1, 3]] if wanders else None)
+        if self.config.flip and not self.images.prepared:
             mirrored = draws[:, 2, None, None, None] < 0.5
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         return Batch(pixels, self.images.labels[index])

@@ -1,6 +1,7 @@
 """Every set by its settings, and built-in sets as plain folders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -80,6 +81,20 @@ def keep_index(data: ImageSet, index: Path) -> None:
         from rectiflow.data.folder import write_index
 
         write_index(data, index)
+
+
+def copy_index(index: Path, to: Path) -> None:
+    """Begin another run with the same pictures; nothing for a built-in set, which has no index.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    if is_index(index):
+        write_folder(to, lambda aside: _copy(index, aside))
+
+
+def _copy(index: Path, aside: Path) -> None:
+    shutil.copytree(index, aside, dirs_exist_ok=True)
 
 
 def is_index(path: Path) -> bool:

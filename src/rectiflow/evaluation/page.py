@@ -23,6 +23,37 @@ def page(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_RECONSTRUCTION = {
+    "psnr": ("PSNR, dB", "higher is better"),
+    "ssim": ("SSIM", "1 is equality"),
+    "spectrum_error": ("spectrum error", "0 is equal sharpness at each frequency"),
+    "sharpness": ("sharpness", "below 0 is blur, above 0 noise or artefacts"),
+    "gradient_correlation": ("gradient correlation", "1 is equality; what is invented lowers it"),
+}
+
+
+def autoencoder_page(result: dict[str, Any]) -> str:
+    """The page of what `evaluate_autoencoder` measured."""
+    found = result["reconstruction"]
+    rows = [f"| {title} | {found[name]:.4g} | {words} |" for name, (title, words) in _RECONSTRUCTION.items()]
+    if "frechet" in result:
+        distances = result["frechet"]
+        words = f"by {distances['features']}; of one half of the pictures to the other {distances['halves']:.4g}"
+        rows.append(f"| reconstruction Fréchet distance | {distances['reconstructions']:.4g} | {words} |")
+        rows.append(f"| Fréchet distance of its prior | {distances['prior']:.4g} | why latents need a flow |")
+    return "\n\n".join(
+        [
+            f"# {result['model'].get('model', 'autoencoder')}",
+            f"Reconstructions of {result['count']} held-out pictures, from the means of their latents.",
+            "\n".join(["| | | |", "| --- | --- | --- |", *rows]),
+            *(f"Note: {note}" for note in result["notes"]),
+            "![original, reconstruction, difference fourfold](reconstructions.png)",
+            "Decoded from the prior, z ~ N(0, I), without a flow:",
+            "![pictures of the prior](prior.png)\n",
+        ]
+    )
+
+
 def cell(value: Any) -> str:
     """A figure, with its interval if it has one."""
     if isinstance(value, dict):

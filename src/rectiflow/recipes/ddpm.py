@@ -2,7 +2,7 @@
 
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
 from rectiflow.recipes.digits import digits
-from rectiflow.training.config import PreviewConfig, RunConfig
+from rectiflow.training.generator_config import PreviewConfig, RunConfig
 
 
 def ddpm() -> RunConfig:

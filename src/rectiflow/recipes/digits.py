@@ -2,7 +2,8 @@
 
 from rectiflow.data.config import DataConfig
 from rectiflow.networks.config import DiTConfig
-from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig, RunConfig
+from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig
+from rectiflow.training.generator_config import RunConfig
 
 
 def digits() -> RunConfig:

@@ -3,7 +3,8 @@
 from rectiflow.data.config import DataConfig
 from rectiflow.flow.config import FlowConfig
 from rectiflow.networks.config import DiTConfig
-from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig, PreviewConfig, RunConfig
+from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig
+from rectiflow.training.generator_config import PreviewConfig, RunConfig
 
 
 def folder() -> RunConfig:

@@ -2,7 +2,8 @@
 
 from rectiflow.flow.config import FlowConfig
 from rectiflow.recipes.digits import digits
-from rectiflow.training.config import OptimiserConfig, RunConfig
+from rectiflow.training.config import OptimiserConfig
+from rectiflow.training.generator_config import RunConfig
 
 
 def gan() -> RunConfig:

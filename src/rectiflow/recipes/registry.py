@@ -4,26 +4,34 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rectiflow.autoencoders.config import overlay as overlay_autoencoder
 from rectiflow.base.config import merge, parse_setting, read_yaml
 from rectiflow.base.errors import InputError, unknown
 from rectiflow.networks.config import overlay
+from rectiflow.recipes.autoencoder import autoencoder
 from rectiflow.recipes.ddpm import ddpm
 from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
 from rectiflow.recipes.gan import gan
+from rectiflow.recipes.latent import latent, latent_256
 from rectiflow.recipes.vae import vae
-from rectiflow.training.config import RunConfig
+from rectiflow.training.autoencoder_config import AutoencoderRunConfig
+from rectiflow.training.generator_config import RunConfig
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
+AnyRun = RunConfig | AutoencoderRunConfig
+RECIPES: dict[str, Callable[[], AnyRun]] = {
     "digits": digits,
     "ddpm": ddpm,
     "folder": folder,
+    "autoencoder": autoencoder,
+    "latent": latent,
+    "latent-256": latent_256,
     "vae": vae,
     "gan": gan,
 }
 
 
-def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
+def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ()) -> AnyRun:
     """The recipe's configuration, then the file's values, then the settings; later wins.
 
     Args:
@@ -49,11 +57,23 @@ def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ())
     for origin, layer in layers:
         if "recipe" in layer and layer["recipe"] != recipe:
             raise InputError(f"{origin} is of recipe {layer['recipe']}, not {recipe}.")
-        below = config.model_dump(mode="json")
-        if isinstance(network := layer.get("network"), Mapping):
+        config = type(config).parse(_laid_over(config.model_dump(mode="json"), layer), origin)
+    return config
+
+
+def _laid_over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer of settings over a run's; presets and kinds of networks stand for their numbers."""
+    if isinstance(network := layer.get("network"), Mapping):
+        if below.get("objective") == "autoencoder":
+            network = overlay_autoencoder(below["network"], network)
+        else:
             network = overlay(below["network"], network)
             if network["kind"] != below["network"]["kind"]:
                 del below["optimiser"]["lr"]  # it was chosen for the network that is no more
-            below, layer = {**below, "network": None}, {**layer, "network": network}
-        config = RunConfig.parse(merge(below, layer), origin)
-    return config
+        below, layer = {**below, "network": None}, {**layer, "network": network}
+    latent, there = layer.get("latent"), below.get("latent")
+    if isinstance(latent, Mapping) and isinstance(there, dict) and isinstance(latent.get("train"), Mapping):
+        first = _laid_over(there["train"], latent["train"])
+        below = {**below, "latent": {**there, "train": None}}
+        layer = {**layer, "latent": {**latent, "train": first}}
+    return merge(below, layer)

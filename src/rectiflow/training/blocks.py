@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rectiflow.base.errors import InputError
-from rectiflow.training.config import RunConfig
+from rectiflow.training.config import TrainingConfig
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
@@ -27,7 +27,7 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     return [block for child in module.children() for block in repeated_blocks(child)]
 
 
-def apply_switches(module: nn.Module, config: RunConfig) -> None:
+def apply_switches(module: nn.Module, config: TrainingConfig) -> None:
     """Do to `module`, in place, what `channels_last`, `activation_checkpointing` and `compile` ask for.
 
     Raises:

@@ -1,14 +1,12 @@
-"""Settings of a training run. Never imports torch."""
+"""Settings that every training run has. Never imports torch."""
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 from rectiflow.data.config import DataConfig
-from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
-from rectiflow.networks.config import NetworkConfig
-from rectiflow.sampling.config import SolverName
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
@@ -81,70 +79,18 @@ class EveryConfig(Config):
     average: int = Field(200, ge=0)
 
 
-class PreviewConfig(Config):
-    """What a preview shows: a row of samples for each class.
-
-    Args:
-        count: samples in a row.
-        rows: classes at most; the first ones.
-        steps: N intervals from noise to picture.
-        solver: as for `rectiflow sample`.
-        guidance: w ≥ 0 of classifier-free guidance, where the null condition is trained; 0 is none.
-    """
-
-    count: int = Field(8, ge=1)
-    rows: int = Field(10, ge=1)
-    steps: int = Field(50, ge=1)
-    solver: SolverName = "euler"
-    guidance: float = Field(1.0, ge=0)
-
-
-class VAEConfig(Config):
-    """Settings of a variational autoencoder (objective=vae).
-
-    Args:
-        deviation: σ > 0 of p(x|z) = N(decoder(z), σ²I).
-        beta: weight ≥ 0 of the KL divergence; 1 is the bound.
-    """
-
-    deviation: float = Field(0.2, gt=0)
-    beta: float = Field(1.0, ge=0)
-
-
-class GANConfig(Config):
-    """Settings of a generator against a critic (objective=gan).
-
-    Args:
-        penalty: γ ≥ 0 of the penalty on the critic's gradient, at real and at generated pictures.
-        penalty_every: steps k ≥ 1 from one penalty to the next, each k-fold (Karras et al. 2020); 1 is every step.
-    """
-
-    penalty: float = Field(1.0, ge=0)
-    penalty_every: int = Field(4, ge=1)
-
-
-class RunConfig(Config):
-    """One complete training run.
+class TrainingConfig(Config, ABC):
+    """What every training run has. Subclasses are final.
 
     Args:
         recipe: name of the recipe it comes from.
-        objective: what the network is trained by: "flow" matching, or, for a model of one step (flow.one_step=true),
-            as the decoder of a "vae" or the generator of a "gan".
         data: what to train on.
-        network: architecture; channels and classes that are None are taken from the data, and written into `run.yaml`.
-        flow: schedule, prediction and time shift.
-        times: density of training times.
-        weight: how the loss weighs a time.
-        vae: settings of objective=vae.
-        gan: settings of objective=gan.
-        condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
         steps: optimiser steps in all.
         batch: samples in a step.
         accumulate: parts that a step's batch is taken in, one after another, for less memory; the step is the same.
         optimiser: AdamW or Muon, and the rate.
         ema: the average of the weights that becomes the model; a number is the decay of an exponential one.
         every: steps between logs, checks, previews and checkpoints.
-        preview: what a preview shows.
         keep: checkpoints kept, the newest.
         seed: any integer.
         precision: "auto" measures float32 against bfloat16 autocast; the choice is written into `run.yaml`.
@@ -156,22 +102,13 @@ class RunConfig(Config):
     """
 
     recipe: str
-    objective: Literal["flow", "vae", "gan"] = "flow"
     data: DataConfig
-    network: NetworkConfig
-    flow: FlowConfig = FlowConfig()
-    times: TimesConfig = TimesConfig()
-    weight: WeightConfig = WeightConfig()
-    vae: VAEConfig = VAEConfig()
-    gan: GANConfig = GANConfig()
-    condition_dropout: float = Field(0.1, ge=0, le=1)
     steps: int = Field(1000, ge=1)
     batch: int = Field(128, ge=1)
     accumulate: int = Field(1, ge=1)
     optimiser: OptimiserConfig = OptimiserConfig()
     ema: EmaConfig = EmaConfig()
     every: EveryConfig = EveryConfig()
-    preview: PreviewConfig = PreviewConfig()
     keep: int = Field(2, ge=1)
     seed: int = 0
     precision: PrecisionName = "auto"
@@ -181,21 +118,10 @@ class RunConfig(Config):
     channels_last: bool = False
     activation_checkpointing: bool = False
 
-    @model_validator(mode="after")
-    def _objective_fits(self) -> Self:
-        if (self.objective != "flow") != self.flow.one_step:
-            expected = str(self.objective != "flow").lower()
-            raise ValueError(f"objective {self.objective} needs flow.one_step={expected}; use recipe {self.objective}")
-        return self
-
-    @model_validator(mode="after")
-    def _bridge_has_both_ends(self) -> Self:
-        if (self.flow.source == "pictures") != bool(self.data.source_dir):
-            raise ValueError(
-                f"flow.source={self.flow.source} with data.source_dir='{self.data.source_dir}': a bridge from other "
-                "pictures needs both, as --source DIR sets them"
-            )
-        return self
+    @property
+    @abstractmethod
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of these settings before they train."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

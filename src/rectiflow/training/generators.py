@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rectiflow.autoencoders.autoencoder import Autoencoder
 from rectiflow.base.condition import Condition
 from rectiflow.data.images import ImageSet
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.build import build
 from rectiflow.networks.config import fitted
-from rectiflow.training.config import RunConfig
-from rectiflow.training.stages import PictureStage
+from rectiflow.training.generator_config import RunConfig
+from rectiflow.training.stages import Latents, PictureStage
 
 _CRITIC_TIME = 0.0
 
@@ -32,13 +31,11 @@ class OneStepStage(PictureStage):
         config: the run.
         data: what to train on.
         device: where to train.
-        autoencoder: between pictures and what the generator works on; pixel space if left out.
+        latents: the autoencoder and what it made of the data; pixel space if left out.
     """
 
-    def __init__(
-        self, config: RunConfig, data: ImageSet, device: torch.device, autoencoder: Autoencoder | None = None
-    ) -> None:
-        super().__init__(config, data, device, autoencoder)
+    def __init__(self, config: RunConfig, data: ImageSet, device: torch.device, latents: Latents | None = None) -> None:
+        super().__init__(config, data, device, latents)
         network = self.config.network
         open_again = network.model_copy(update={"channels": None})
         name, times = self._other()

@@ -61,6 +61,10 @@ class RunLog:
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
+    def tell(self, words: str) -> None:
+        """Say something that a person should know now."""
+        self.console.print(words, highlight=False, soft_wrap=True)
+
     def show(self, step: int) -> None:
         """Bring the screen up to date after `step` steps."""
         words = f"loss {self.latest.get('loss', float('nan')):.4f}"

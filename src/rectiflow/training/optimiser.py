@@ -39,6 +39,27 @@ def optimisers(module: nn.Module, config: OptimiserConfig) -> tuple[torch.optim.
     return muon, _adamw([p for p in trained if id(p) not in chosen], config)
 
 
+def fill_state(optimiser: torch.optim.Optimizer) -> None:
+    """Give an optimiser now the state, all of it 0, that it would make in its first step.
+
+    torch makes up a state with one step done for an optimiser that has none yet when its state is asked for, and so a
+    checkpoint would change the training of a part that begins later.
+    """
+    rates = [group["lr"] for group in optimiser.param_groups]
+    for group in optimiser.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimiser.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """What Muon is for: the weight of each linear map in a repeated block, save those named `modulation`.
 

@@ -15,22 +15,26 @@ from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.data.images import ImageSet
-from rectiflow.data.sets import is_index, keep_index, open_set, open_source
+from rectiflow.data.sets import copy_index, is_index, keep_index, open_set, open_source
 from rectiflow.flow.weight import weight_at_log_snrs
+from rectiflow.training.autoencoder_config import AutoencoderRunConfig
+from rectiflow.training.autoencoder_stage import AutoencoderStage
 from rectiflow.training.blocks import apply_switches
 from rectiflow.training.checkpoint import Checkpoints
-from rectiflow.training.config import RunConfig
+from rectiflow.training.config import TrainingConfig
+from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.generators import GANStage, VAEStage
 from rectiflow.training.log import RunLog, last_metrics
 from rectiflow.training.precision import resolve_device, resolve_precision
-from rectiflow.training.stages import FlowStage, PictureStage
+from rectiflow.training.stage import Stage
+from rectiflow.training.stages import FlowStage, Latents
 from rectiflow.training.trainer import Interrupt, Trainer, parts
 
 CONFIG_NAME = "run.yaml"
 INDEX_NAME = "inventory"
 SOURCE_INDEX_NAME = "source-inventory"
 LOCK_NAME = ".lock"
-STAGES: dict[str, type[FlowStage] | type[VAEStage] | type[GANStage]] = {
+GENERATORS: dict[str, type[FlowStage] | type[VAEStage] | type[GANStage]] = {
     "flow": FlowStage,
     "vae": VAEStage,
     "gan": GANStage,
@@ -52,7 +56,7 @@ class Outcome:
     trained: bool
 
 
-def read_run(folder: Path) -> RunConfig:
+def read_run(folder: Path) -> RunConfig | AutoencoderRunConfig:
     """The configuration of the run in `folder`.
 
     Raises:
@@ -61,10 +65,13 @@ def read_run(folder: Path) -> RunConfig:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise InputError(f"{folder} is not a run: it has no {CONFIG_NAME}.")
-    return RunConfig.parse(read_yaml(path), str(path))
+    values = read_yaml(path)
+    if values.get("objective") == "autoencoder":
+        return AutoencoderRunConfig.parse(values, str(path))
+    return RunConfig.parse(values, str(path))
 
 
-def source_of(config: RunConfig, data: ImageSet, index: Path | None) -> ImageSet | None:
+def source_of(config: TrainingConfig, data: ImageSet, index: Path | None) -> ImageSet | None:
     """What a run starts from, if it is a bridge."""
     return open_source(config.data, data.shape, index) if config.data.source_dir else None
 
@@ -73,8 +80,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
     """What the run in `folder` is and how far it has come, in plain values."""
     config = read_run(folder)
     saved = Checkpoints(folder / "checkpoints", config.keep).steps()
-    # A one-step model is trained at no noise level.
-    weight = {} if config.flow.one_step else weight_at_log_snrs(config.flow, config.times, config.weight)
+    weight = {}
+    if isinstance(config, RunConfig) and not config.flow.one_step:  # such a model is trained at no noise level
+        weight = weight_at_log_snrs(config.flow, config.times, config.weight)
     return {
         "run": str(folder),
         "recipe": config.recipe,
@@ -87,71 +95,118 @@ def describe_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def train(config: RunConfig, folder: Path, console: Console) -> Outcome:
+def train(config: TrainingConfig, folder: Path, console: Console, index: Path | None = None) -> Outcome:
     """Train `config` in `folder`: begin, go on where it stopped, or do nothing if all its steps are done.
 
     Args:
         config: the run as asked for.
         folder: its folder; made if need be.
         console: where progress is shown.
+        index: which pictures to begin with, as another run keeps them; None surveys the folder of pictures.
 
     Raises:
         InputError: the folder holds another run or something else, or training cannot go on; one line.
     """
-    former = _former(config, folder)
-    with _alone_in(folder):
-        return _train(former or config, former, folder, console)
+    former = former_run(config, folder)
+    with alone_in(folder):
+        return train_here(former or config, former, folder, console, index=index)
 
 
-def _train(config: RunConfig, former: RunConfig | None, folder: Path, console: Console) -> Outcome:
-    recover_folder(folder / "model")
+def finished(config: TrainingConfig, folder: Path) -> bool:
+    """Whether all steps of a run are done and its model is there."""
     saved = Checkpoints(folder / "checkpoints", config.keep).steps()
-    if saved and saved[-1] == config.steps and (folder / "model" / "config.json").is_file():
+    return bool(saved) and saved[-1] == config.steps and (folder / "model" / "config.json").is_file()
+
+
+def pictures_of(config: TrainingConfig, index: Path | None, console: Console) -> ImageSet:
+    """The pictures of a run: those that `index` keeps, or those that lie there now; what was found is shown.
+
+    Raises:
+        InputError: nothing there can be trained on; one line.
+    """
+    data = open_set(config.data, index)
+    _report(data, console)
+    return data
+
+
+def write_down(config: TrainingConfig, data: ImageSet, folder: Path) -> None:
+    """Write a run's settings and which pictures it has.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    keep_index(data, folder / INDEX_NAME)
+    write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
+
+
+def train_here(
+    config: TrainingConfig,
+    former: TrainingConfig | None,
+    folder: Path,
+    console: Console,
+    latents: Latents | None = None,
+    index: Path | None = None,
+) -> Outcome:
+    """`train` in a folder that this process holds.
+
+    Args:
+        config: the run.
+        former: what its `run.yaml` says, if there is one.
+        folder: its folder.
+        console: where progress is shown.
+        latents: of the run's pictures, if it trains in these.
+        index: see `train`.
+    """
+    recover_folder(folder / "model")
+    if finished(config, folder):
         return Outcome(config.steps, finished=True, trained=False)
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
-    data = open_set(config.data, None if former is None else folder / INDEX_NAME)
-    _report(data, console)
-    stage = STAGES[config.objective](config, data, device)
-    source = source_of(config, data, None if former is None else folder / SOURCE_INDEX_NAME)
-    if source is not None:
+    data = pictures_of(config, index if former is None else folder / INDEX_NAME, console)
+    stage, source = _stage(config, data, device, latents), None
+    if config.data.source_dir:
+        source = source_of(config, data, None if former is None else folder / SOURCE_INDEX_NAME)
+        assert source is not None
         _report(source, console)
         stage.bridge_from(source)
     apply_switches(stage.module, config)
     precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage, config))
-    config = config.model_copy(update={"precision": precision, "network": stage.config.network})
-    if former is None:
+    config = stage.config.model_copy(update={"precision": precision})
+    if config != former:
         _probe(stage, config)  # settings that cannot be trained are refused before they are written down
-        keep_index(data, folder / INDEX_NAME)
         if source is not None:
             keep_index(source, folder / SOURCE_INDEX_NAME)
-        write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
+        if former is None and index is not None:
+            copy_index(index, folder / INDEX_NAME)
+        write_down(config, data, folder)
     trainer = Trainer(stage, config, folder, device)
     start = trainer.restore()
     size = sum(p.numel() for p in stage.module.parameters())
     console.print(
-        f"{config.recipe}: {len(stage.data.train)} training samples, {len(stage.data.held_out)} held out; "
+        f"{config.recipe}: {len(data.train)} training samples, {len(data.held_out)} held out; "
         f"{size / 1e6:.2f} M parameters; {device}, {precision} ({reason}); step {start} of {config.steps}",
         highlight=False,
         soft_wrap=True,
     )
-    if config.flow.schedule == "ve" and config.flow.prediction != "data":
-        console.print(
-            f"note: under ve a {config.flow.prediction} of σ = {config.flow.sigma_max:g} hides the data in its noise; "
-            "flow.prediction=data learns in far fewer steps.",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for note in config.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     with RunLog(folder, start, config.steps, console) as log, Interrupt() as interrupt:
         if start == config.steps:
             trainer.save()  # the model was lost after its last checkpoint
-        finished = trainer.fit(log, interrupt)
-    return Outcome(trainer.step, finished, trained=True)
+        done = trainer.fit(log, interrupt)
+    return Outcome(trainer.step, done, trained=True)
+
+
+def _stage(config: TrainingConfig, data: ImageSet, device: torch.device, latents: Latents | None) -> Stage:
+    if isinstance(config, AutoencoderRunConfig):
+        return AutoencoderStage(config, data, device)
+    assert isinstance(config, RunConfig)
+    return GENERATORS[config.objective](config, data, device, latents)
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder while training; the operating system lets go of it however the process ends.
 
     Raises:
@@ -185,7 +240,7 @@ def _report(data: ImageSet, console: Console) -> None:
     console.print(table)
 
 
-def _former(config: RunConfig, folder: Path) -> RunConfig | None:
+def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
     """The run that `folder` already holds, if it is this one; None if it holds nothing."""
     if not (folder / CONFIG_NAME).exists():
         if folder.exists() and (not folder.is_dir() or any(not _is_remnant(path) for path in folder.iterdir())):
@@ -231,7 +286,7 @@ def _at(values: Any, name: str) -> Any:
     return values
 
 
-def _probe(stage: PictureStage, config: RunConfig) -> None:
+def _probe(stage: Stage, config: TrainingConfig) -> None:
     try:
         for turn in stage.turns:
             stage.loss(0, parts(config)[0], turn).backward()

@@ -1,7 +1,8 @@
 """What one kind of training optimises."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -10,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
+from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.base.condition import Condition
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import ImageSet, to_float
@@ -24,46 +27,24 @@ from rectiflow.flow.weight import LossWeight
 from rectiflow.networks.build import build
 from rectiflow.networks.config import fitted
 from rectiflow.pipeline import Pipeline, Request
-from rectiflow.training.config import RunConfig
+from rectiflow.training.generator_config import RunConfig
+from rectiflow.training.stage import Stage
 
 _CHUNK = 256
 _HELD_OUT = 1024
 
 
-class Stage(ABC):
-    """A module, its loss, and what a run wants to know and keep of it. All of it is a function of the step.
+@dataclass(frozen=True)
+class Latents:
+    """A frozen autoencoder and a set in its latents.
 
-    Attributes:
-        module: what is trained.
-        turns: names of the submodules that a step trains one after another, each against its own loss; "" is all.
-        samples_per_step: training samples that a step takes.
-        waited: seconds that `loss` has spent waiting for data so far.
+    Args:
+        autoencoder: its maker.
+        data: the moments of each picture, normalised means and log-variances, 2C′×h×w.
     """
 
-    module: nn.Module
-    turns: tuple[str, ...] = ("",)
-    samples_per_step: int
-    waited: float = 0.0
-
-    @abstractmethod
-    def loss(self, step: int, part: slice = slice(None), turn: str = "") -> Tensor:
-        """Mean loss over the batch of `step`, with gradients for the submodule `turn`; a scalar.
-
-        With `part`, a slice of positions in the batch, the share that these have in it: the shares of all parts add up
-        to the mean.
-        """
-
-    @abstractmethod
-    def held_out(self, module: nn.Module) -> dict[str, float]:
-        """Losses of `module` (the trained one or its average) on held-out data, by name; the same draws every time."""
-
-    @abstractmethod
-    def preview(self, module: nn.Module) -> Image.Image:
-        """A picture of what `module` makes now; the same draws every time."""
-
-    @abstractmethod
-    def save(self, module: nn.Module, folder: Path, step: int) -> None:
-        """Write `module` as a model folder, after `step` steps."""
+    autoencoder: LatentSpace
+    data: ImageSet
 
 
 class PictureStage(Stage):
@@ -73,20 +54,21 @@ class PictureStage(Stage):
         config: the run; the attribute of that name has what its network leaves open taken from the data.
         data: what to train on.
         device: where to train.
-        autoencoder: between pictures and what the generator works on; pixel space if left out.
+        latents: the autoencoder and what it made of the data, if the generator works in latents; else pixel space.
     """
 
-    def __init__(
-        self, config: RunConfig, data: ImageSet, device: torch.device, autoencoder: Autoencoder | None = None
-    ) -> None:
-        self.autoencoder = autoencoder or Identity()
+    config: RunConfig
+
+    def __init__(self, config: RunConfig, data: ImageSet, device: torch.device, latents: Latents | None = None) -> None:
+        self.autoencoder: Autoencoder = latents.autoencoder if latents else Identity()
         network = fitted(config.network, self.autoencoder.latent_shape(data.shape)[0], len(data.class_names))
         config = config.model_copy(update={"network": network})
         self.config, self.data, self.device = config, data, device
         # A network without classes is an unconditional model, whatever labels the data have.
         self.class_names = data.class_names if network.classes else ()
         self.samples_per_step = config.batch
-        self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
+        self.stored = latents.data if latents else data
+        self.loader = Loader(self.stored.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(network), config.flow).to(device)
         self.sources: Loader | None = None
@@ -151,7 +133,7 @@ class PictureStage(Stage):
 
     def _held_out_batches(self) -> Iterator[tuple[Tensor, Condition | None, Tensor]]:
         """The same of the first 1,024 held-out samples, in chunks."""
-        held_out = self.data.held_out
+        held_out = self.stored.held_out
         for part in torch.split(torch.arange(min(len(held_out), _HELD_OUT)), _CHUNK):
             if len(part):
                 x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
@@ -170,6 +152,10 @@ class PictureStage(Stage):
         return Condition(labels.to(self.device)) if self.class_names else None
 
     def _latents(self, pixels: Tensor, key: Key, index: Tensor) -> Tensor:
+        if self.stored is not self.data:
+            # Moments from the cache: one draw from each picture's posterior.
+            posterior = Posterior.of(pixels.to(self.device))
+            return posterior.sample(key.normal(index, posterior.mean.shape[1:]).to(self.device))
         width = self.config.data.dequantise * 2 / (self.data.levels - 1)
         if width:
             pixels = pixels + (key.uniform(index, pixels.shape[1:]).float() - 0.5) * width
@@ -183,10 +169,8 @@ class PictureStage(Stage):
 class FlowStage(PictureStage):
     """Flow matching on a labelled set of pictures, with condition dropout; arguments as for `PictureStage`."""
 
-    def __init__(
-        self, config: RunConfig, data: ImageSet, device: torch.device, autoencoder: Autoencoder | None = None
-    ) -> None:
-        super().__init__(config, data, device, autoencoder)
+    def __init__(self, config: RunConfig, data: ImageSet, device: torch.device, latents: Latents | None = None) -> None:
+        super().__init__(config, data, device, latents)
         self.density = time_density(config.times, config.flow.shift)
         self.coupling = coupling(config.flow)
         self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
@@ -215,7 +199,7 @@ class FlowStage(PictureStage):
     def held_out(self, module: nn.Module) -> dict[str, float]:
         """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""
         flow, total = self.flow_of(module), 0.0
-        count = min(len(self.data.held_out), _HELD_OUT)
+        count = min(len(self.stored.held_out), _HELD_OUT)
         times = stratified(self.density, self._key("held-out time"), torch.arange(count), count)
         for x, condition, part in self._held_out_batches():
             z = self._noise("held-out noise", 0, part, x)

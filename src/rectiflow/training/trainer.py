@@ -19,15 +19,15 @@ from rectiflow.base.autocast import autocast
 from rectiflow.base.errors import InputError
 from rectiflow.data.pictures import save_png
 from rectiflow.training.checkpoint import Checkpoints
-from rectiflow.training.config import RunConfig
+from rectiflow.training.config import TrainingConfig
 from rectiflow.training.ema import weight_average
 from rectiflow.training.log import RunLog
-from rectiflow.training.optimiser import learning_rate, optimisers
+from rectiflow.training.optimiser import fill_state, learning_rate, optimisers
 from rectiflow.training.post_hoc import save_snapshot
-from rectiflow.training.stages import Stage
+from rectiflow.training.stage import Stage
 
 
-def parts(config: RunConfig) -> list[slice]:
+def parts(config: TrainingConfig) -> list[slice]:
     """The `accumulate` parts of a batch, as slices of its positions; they differ by at most one sample."""
     bounds = [config.batch * part // config.accumulate for part in range(config.accumulate + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
@@ -82,14 +82,19 @@ class Trainer:
         device: where the stage lies.
     """
 
-    def __init__(self, stage: Stage, config: RunConfig, folder: Path, device: torch.device) -> None:
+    def __init__(self, stage: Stage, config: TrainingConfig, folder: Path, device: torch.device) -> None:
         assert config.precision != "auto"
         self.stage, self.config, self.folder, self.device = stage, config, folder, device
-        self.turns = {turn: optimisers(stage.module.get_submodule(turn), config.optimiser) for turn in stage.turns}
+        self.turns = {
+            turn: optimisers(stage.module.get_submodule(turn), stage.optimiser_of(turn)) for turn in stage.turns
+        }
+        for optimiser in self._optimisers:
+            fill_state(optimiser)
         self.ema = weight_average(stage.module, config.ema)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         self.step = 0
-        self._pending: list[tuple[Tensor, Tensor]] = []  # losses and gradient norm of each step not yet looked at
+        self._pending: list[dict[str, Tensor]] = []  # what each step not yet looked at gave: losses, norm, observations
+        self._told: set[str] = set()
         self._since, self._waited = time.perf_counter(), 0.0
 
     def restore(self) -> int:
@@ -126,8 +131,13 @@ class Trainer:
                 raise
             self.step += 1
             if self._due(every.log) or interrupt.asked:
-                log.write(self.step, self._look())
+                means = self._look()
+                log.write(self.step, means)
                 log.show(self.step)
+                for name, words in self.stage.alarms(means).items():
+                    if name not in self._told:
+                        self._told.add(name)
+                        log.tell(words)
             if self._due(every.held_out):
                 log.write(self.step, self.stage.held_out(self.ema.module))
             if self.ema.by_length and self._due(every.average):
@@ -160,53 +170,68 @@ class Trainer:
         doublings, rest = divmod(self.step, first) if first else (0, 0)
         return doublings > 0 and rest == 0 and doublings.bit_count() == 1 and self.step < self.config.every.preview
 
-    def _train(self, step: int) -> tuple[Tensor, Tensor]:
-        losses, norms = zip(*[self._take_turn(turn, step) for turn in self.turns], strict=True)
+    def _train(self, step: int) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        norms = []
+        for turn in self.stage.turns_at(step):
+            loss, norm, seen = self._take_turn(turn, step)
+            values |= {"loss" if turn == self.stage.turns[0] else f"loss_{turn}": loss, **seen}
+            norms.append(norm)
+        values["gradient_norm"] = torch.stack(norms).max()
+        self.stage.settle(values)
         self.ema.update(self.stage.module, step)
-        return torch.stack(losses), torch.stack(norms).max()
+        return values
 
-    def _take_turn(self, turn: str, step: int) -> tuple[Tensor, Tensor]:
-        """Train one part of the module against its own loss, the others held fast."""
-        config, trained = self.config.optimiser, self.stage.module.get_submodule(turn)
-        rate = learning_rate(config, step, self.config.steps)
+    def _take_turn(self, turn: str, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Train one part of the module against its own loss, the others held fast: loss, norm and what was observed."""
+        config, trained = self.stage.optimiser_of(turn), self.stage.module.get_submodule(turn)
+        began = self.stage.begins(turn)
+        rate = learning_rate(config, step - began, self.config.steps - began)
         for optimiser in self.turns[turn]:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-        losses = []
+        losses, seen = [], []
         with alone(trained, self.stage.module):
             for part in parts(self.config):
                 with autocast(self.device, self.config.precision):
                     loss = self.stage.loss(step, part, turn)
                 loss.backward()
                 losses.append(loss.detach())
+                seen.append(self.stage.observed)
         norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), config.clip or math.inf)
         for optimiser in self.turns[turn]:
             optimiser.step()
-        return torch.stack(losses).sum(), norm.detach()
+        means = {name: torch.stack([each[name] for each in seen]).mean(0) for name in seen[0]}
+        return torch.stack(losses).sum(), norm.detach(), means
 
     def _look(self) -> dict[str, float]:
         """Means since the last look; the device is asked only here."""
         if not self._pending:
             return {}
-        losses, norms = (torch.stack(values).float().cpu() for values in zip(*self._pending, strict=True))
-        bad = torch.nonzero(~(torch.isfinite(losses).all(1) & torch.isfinite(norms))).flatten()
-        if len(bad):
-            self._stop(self.step - len(losses) + int(bad[0]), float(losses[bad[0]].sum()), float(norms[bad[0]]))
+        names = list(dict.fromkeys(name for values in self._pending for name in values))
+        columns = {name: torch.stack([v[name] for v in self._pending if name in v]).float().cpu() for name in names}
+        self._check_finite(columns)
         now = time.perf_counter()
-        speed = len(losses) * self.stage.samples_per_step / (now - self._since)
+        count = len(self._pending)
+        speed = count * self.stage.samples_per_step / (now - self._since)
         waiting = (self.stage.waited - self._waited) / (now - self._since)
         self._pending, self._since, self._waited = [], now, self.stage.waited
-        rate = learning_rate(self.config.optimiser, self.step - 1, self.config.steps)
-        first, *others = losses.mean(0).tolist()
         return {
-            "loss": first,
-            **{f"loss_{turn}": loss for turn, loss in zip(self.stage.turns[1:], others, strict=True)},
-            "gradient_norm": float(norms.mean()),
-            "learning_rate": rate,
+            **{name: float(column.mean()) for name, column in columns.items()},
+            "learning_rate": learning_rate(self.config.optimiser, self.step - 1, self.config.steps),
             "images_per_second": speed,
             "waiting_for_data": waiting,
         }
+
+    def _check_finite(self, columns: dict[str, Tensor]) -> None:
+        for name, column in columns.items():
+            if not torch.isfinite(column).all():
+                first = next(i for i, v in enumerate(self._pending) if name in v and not torch.isfinite(v[name]).all())
+                values = self._pending[first]
+                turns = ("loss", *(f"loss_{turn}" for turn in self.stage.turns[1:]))
+                loss = sum(float(values[turn]) for turn in turns if turn in values)
+                self._stop(self.step - len(self._pending) + first, loss, float(values["gradient_norm"]))
 
     def _stop(self, step: int, loss: float, norm: float) -> None:
         saved = self.checkpoints.steps()

@@ -1,23 +1,24 @@
-"""Floor 2: a model as files: `config.json`, which says all that the weights mean, and the weights with their hash."""
+"""A model as files: `config.json`, which says all that the weights mean, and the weights with their hashes."""
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import nn
 
+from rectiflow.autoencoders.config import AutoencoderConfig
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import sha256, write_folder
+from rectiflow.base.files import write_folder
 from rectiflow.flow.config import FlowConfig
 from rectiflow.hub import fetch, is_hub_name
+from rectiflow.models.weights import save_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONVENTIONS = {
     "time": "t=0 data, t=1 noise; x_t = alpha(t) x + beta(t) z",
     "velocity": "v = alpha'(t) x + beta'(t) z",
@@ -25,6 +26,21 @@ CONVENTIONS = {
     "pixels": "float in [-1, 1], BxCxHxW",
 }
 WEIGHTS = "flow.safetensors"
+AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
+
+
+class AutoencoderRecord(Config):
+    """What `config.json` says of an autoencoder.
+
+    Args:
+        network: its architecture.
+        mean: of each latent channel, C′ numbers.
+        deviation: of each latent channel, > 0; the flow sees (l − mean) / deviation.
+    """
+
+    network: AutoencoderConfig
+    mean: tuple[float, ...]
+    deviation: tuple[Annotated[float, Field(gt=0)], ...]
 
 
 class ModelConfig(Config):
@@ -36,7 +52,7 @@ class ModelConfig(Config):
         conventions: time, velocity, guidance and pixels, in words; another text is refused.
         flow: schedule, prediction and time shift.
         network: architecture.
-        autoencoder: "identity": pixel space.
+        autoencoder: "identity", pixel space, or the autoencoder whose weights lie beside the flow's.
         class_names: name of each label; empty for an unconditional model.
         null_trained: whether it was trained with condition dropout, which guidance needs.
         shape: C, H, W of a picture as trained.
@@ -49,7 +65,7 @@ class ModelConfig(Config):
     conventions: dict[str, str]
     flow: FlowConfig
     network: NetworkConfig
-    autoencoder: Literal["identity"]
+    autoencoder: AutoencoderRecord | Literal["identity"]
     class_names: tuple[str, ...]
     null_trained: bool
     shape: tuple[int, int, int]
@@ -57,20 +73,18 @@ class ModelConfig(Config):
     weights: dict[str, str]
 
 
-def write_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
-    """Write `config.json`, with the weights' SHA-256, and the weights, whole or not at all.
+def write_model(folder: Path, network: nn.Module, autoencoder: nn.Module | None, config: ModelConfig) -> None:
+    """Write `config.json`, with the SHA-256 of the weights, and the weights, whole or not at all.
 
     Raises:
         InputError: the disk is full or read-only; a model that was there is kept.
     """
 
     def fill(aside: Path) -> None:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        try:
-            save_file(weights, aside / WEIGHTS)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        hashed = config.model_copy(update={"weights": {WEIGHTS: sha256(aside / WEIGHTS)}})
+        hashes = {WEIGHTS: save_weights(network, aside / WEIGHTS)}
+        if autoencoder is not None:
+            hashes[AUTOENCODER_WEIGHTS] = save_weights(autoencoder, aside / AUTOENCODER_WEIGHTS)
+        hashed = config.model_copy(update={"weights": hashes})
         (aside / "config.json").write_text(hashed.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     write_folder(folder, fill)
@@ -94,8 +108,8 @@ def find_model(folder: Path) -> Path:
     raise InputError(f"{folder} is neither a run (run.yaml) nor a model (config.json).")
 
 
-def read_model_config(folder: Path) -> ModelConfig:
-    """Read and check `config.json`.
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The values of `config.json`, of whatever kind of model.
 
     Raises:
         InputError: it cannot be read, is newer than this library, or follows other conventions.
@@ -113,16 +127,29 @@ def read_model_config(folder: Path) -> ModelConfig:
             f"{folder} was written by rectiflow {values.get('library_version')} in format {found}; this version "
             f"reads up to {FORMAT_VERSION}. Upgrade rectiflow."
         )
-    config = ModelConfig.parse(values, str(path))
-    if config.conventions != CONVENTIONS:
-        wrong = next(
-            k for k in {**CONVENTIONS, **config.conventions} if CONVENTIONS.get(k) != config.conventions.get(k)
-        )
+    stated = values.get("conventions")
+    if isinstance(stated, dict) and stated != CONVENTIONS:
+        wrong = next(k for k in {**CONVENTIONS, **stated} if CONVENTIONS.get(k) != stated.get(k))
         raise InputError(
             f"{path} states another convention for {wrong}: expected '{CONVENTIONS.get(wrong)}', "
-            f"received '{config.conventions.get(wrong)}'."
+            f"received '{stated.get(wrong)}'."
         )
-    return config
+    return dict(values)
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Read and check the `config.json` of a model that has a flow.
+
+    Raises:
+        InputError: it cannot be read, is newer than this library, follows other conventions, or is an autoencoder's.
+    """
+    values = read_config_file(folder)
+    if values.get("kind") == "autoencoder":
+        raise InputError(
+            f"{folder} is an autoencoder, not a model with a flow; train one in its latents: "
+            f"rectiflow train latent --autoencoder {folder} --data DIR"
+        )
+    return ModelConfig.parse(values, str(folder / "config.json"))
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -139,31 +166,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "classes": list(config.class_names),
         "flow": config.flow.model_dump(),
         "network": config.network.model_dump(),
+        "autoencoder": config.autoencoder if isinstance(config.autoencoder, str) else config.autoencoder.model_dump(),
         "guidance_trained": config.null_trained,
         "conventions": config.conventions,
         "written_by": f"rectiflow {config.library_version}, format {config.format_version}",
     }
-
-
-def read_weights(network: nn.Module, folder: Path, config: ModelConfig) -> None:
-    """Load the weights of the model in `folder` into `network`.
-
-    Raises:
-        InputError: the file is missing, altered, unreadable, or its tensors have other names or shapes.
-    """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"{path} is missing; restore it or train again.")
-    if sha256(path) != config.weights.get(WEIGHTS):
-        raise InputError(f"{path} is not the file that config.json names: its SHA-256 differs. Restore the original.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file: {error}.") from error
-    wanted = network.state_dict()
-    for name in sorted(set(wanted) | set(weights)):
-        have, want = (tuple(d[name].shape) if name in d else "nothing" for d in (weights, wanted))
-        if have != want:
-            raise InputError(f"{path}: tensor {name}: config.json asks for {want}, the file holds {have}.")
-    network.load_state_dict(weights)

@@ -1,0 +1,86 @@
+"""Settings and presets of autoencoders. Never imports torch."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from rectiflow.base.config import Config
+from rectiflow.base.errors import InputError, unknown
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "f4": {"multipliers": (1, 2, 4), "latent_channels": 4},
+    "f8": {"multipliers": (1, 2, 4, 4), "latent_channels": 16},
+    "f16": {"multipliers": (1, 1, 2, 4, 4), "latent_channels": 32},
+}
+
+
+class AutoencoderConfig(Config):
+    """A variational autoencoder of pictures (Rombach et al. 2022), of the layout that diffusers calls AutoencoderKL.
+
+    Args:
+        channels: C of the pictures; None takes it from the data.
+        latent_channels: channels of the latents.
+        width: channels at multiplier 1.
+        multipliers: channels of each level over `width`, finest first; each level has half the side of the one before,
+            so the latents are 2^(levels−1) times smaller than the picture on each side: the factor f.
+        blocks: residual blocks of each level of the encoder; the decoder has one more.
+        groups: groups of each norm; they must divide the channels of every level.
+        attention: whether the middle has attention.
+        quantised: 1×1 convolutions around the latents, as in SD and SDXL; SD3 and FLUX have none.
+    """
+
+    channels: int | None = Field(None, ge=1)
+    latent_channels: int = Field(16, ge=1)
+    width: int = Field(32, ge=1)
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 4), min_length=1)
+    blocks: int = Field(1, ge=1)
+    groups: int = Field(8, ge=1)
+    attention: bool = True
+    quantised: bool = False
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        for width in self.widths:
+            if width % self.groups:
+                raise ValueError(
+                    f"{self.groups} groups do not divide the {width} channels of a level; use a width that is a "
+                    f"multiple of {self.groups}"
+                )
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.width * multiplier for multiplier in self.multipliers)
+
+    @property
+    def factor(self) -> int:
+        """f = 2^(levels−1), by which the latents are smaller than the picture on each side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+def overlay(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an autoencoder with a layer of configuration put over them; a preset stands for its numbers.
+
+    Raises:
+        InputError: no such preset.
+    """
+    settings = dict(layer)
+    name = settings.pop("preset", None)
+    if name is not None and name not in PRESETS:
+        raise unknown("preset", str(name), PRESETS)
+    return {**below, **({} if name is None else PRESETS[name]), **settings}
+
+
+def fitted(config: AutoencoderConfig, channels: int) -> AutoencoderConfig:
+    """`config` with the channels of the data.
+
+    Raises:
+        InputError: another number is asked for.
+    """
+    if config.channels not in (None, channels):
+        raise InputError(
+            f"network.channels is {config.channels}, but the data have {channels}; set network.channels={channels}."
+        )
+    return config.model_copy(update={"channels": channels})

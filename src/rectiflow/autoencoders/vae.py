@@ -1,0 +1,199 @@
+"""The variational autoencoder: convolutions to a smaller picture of more channels, and back."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rectiflow.autoencoders.config import AutoencoderConfig
+from rectiflow.autoencoders.layers import GrowingConv, NormSiLU
+from rectiflow.autoencoders.posterior import Posterior
+from rectiflow.base.errors import InputError
+from rectiflow.networks.layers import attend
+
+_EPSILON = 1e-6
+
+
+class Residual(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))).
+
+    Args:
+        before: channels of the input.
+        after: channels of the output; where they differ, x passes a 1×1 convolution.
+        groups: of the norms.
+    """
+
+    def __init__(self, before: int, after: int, groups: int) -> None:
+        super().__init__()
+        self.norm_in = NormSiLU(groups, before, _EPSILON)
+        self.conv_in = nn.Conv2d(before, after, 3, padding=1)
+        self.norm_out = NormSiLU(groups, after, _EPSILON)
+        self.conv_out = nn.Conv2d(after, after, 3, padding=1)
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W to B×C′×H×W."""
+        h = self.conv_in(self.norm_in(x))
+        out: Tensor = self.skip(x) + self.conv_out(self.norm_out(h))
+        return out
+
+
+class MiddleAttention(nn.Module):
+    """x + attention of one head over all pixels of the normalised x.
+
+    Args:
+        channels: C.
+        groups: of the norm.
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, _EPSILON)
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W to the same."""
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)
+        attended = attend(self.query(tokens), self.key(tokens), self.value(tokens))
+        return x + self.out(attended[:, 0]).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the coarsest level, with attention between them if asked for.
+
+    Args:
+        config: the autoencoder's settings.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        width = config.widths[-1]
+        self.first, self.second = (Residual(width, width, config.groups) for _ in range(2))
+        self.attention = MiddleAttention(width, config.groups) if config.attention else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×h×w to the same."""
+        out: Tensor = self.second(self.attention(self.first(x)))
+        return out
+
+
+class Encoder(nn.Module):
+    """Pictures to moments of latents.
+
+    Args:
+        config: the autoencoder's settings.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, self.per_level = config.widths, config.blocks
+        inputs = [widths[0], *widths]
+        self.conv_in = nn.Conv2d(config.channels or 0, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList(
+            Residual(inputs[level] if block == 0 else width, width, config.groups)
+            for level, width in enumerate(widths)
+            for block in range(config.blocks)
+        )
+        self.shrink = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2) for width in widths[:-1])
+        self.middle = Middle(config)
+        self.norm_out = NormSiLU(config.groups, widths[-1], _EPSILON)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W to B×2C′×H/f×W/f."""
+        h = self.conv_in(x)
+        for index, block in enumerate(self.blocks):
+            level, place = divmod(index, self.per_level)
+            if level and place == 0:
+                h = self.shrink[level - 1](F.pad(h, (0, 1, 0, 1)))
+            h = block(h)
+        out: Tensor = self.conv_out(self.norm_out(self.middle(h)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents to pictures.
+
+    Args:
+        config: the autoencoder's settings.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, self.per_level = config.widths[::-1], config.blocks + 1
+        inputs = [widths[0], *widths]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.middle = Middle(config)
+        self.blocks = nn.ModuleList(
+            Residual(inputs[level] if block == 0 else width, width, config.groups)
+            for level, width in enumerate(widths)
+            for block in range(self.per_level)
+        )
+        self.grow = nn.ModuleList(GrowingConv(width) for width in widths[:-1])
+        self.norm_out = NormSiLU(config.groups, widths[-1], _EPSILON)
+        self.conv_out = nn.Conv2d(widths[-1], config.channels or 0, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """B×C′×h×w to B×C×fh×fw."""
+        h = self.middle(self.conv_in(latents))
+        for index, block in enumerate(self.blocks):
+            level, place = divmod(index, self.per_level)
+            if level and place == 0:
+                h = self.grow[level - 1](h)
+            h = block(h)
+        out: Tensor = self.conv_out(self.norm_out(h))
+        return out
+
+
+class VAE(nn.Module):
+    """A variational autoencoder of pictures whose height and width its factor f divides.
+
+    Its latents are as the encoder gives them; `LatentSpace` pads, normalises and tiles.
+
+    Args:
+        config: its settings, with the channels of the pictures.
+
+    Raises:
+        InputError: the channels are still open.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        if config.channels is None:
+            raise InputError("network.channels is left to the data; an autoencoder needs it as a number.")
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        latent = config.latent_channels
+        self.to_moments = nn.Conv2d(2 * latent, 2 * latent, 1) if config.quantised else nn.Identity()
+        self.from_latents = nn.Conv2d(latent, latent, 1) if config.quantised else nn.Identity()
+
+    def encode(self, x: Tensor) -> Posterior:
+        """The posterior of pictures B×C×H×W in [−1, 1]."""
+        return Posterior.of(self.to_moments(self.encoder(x.contiguous(memory_format=torch.channels_last))))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures B×C×fh×fw, in about [−1, 1], of latents as the posterior has them."""
+        out: Tensor = self.decoder(self.from_latents(latents.contiguous(memory_format=torch.channels_last)))
+        return out
+
+    def forward(self, x: Tensor, draw: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The pictures decoded from one draw of their latents, and the moments of these, B×2C′×h×w.
+
+        One call for both halves, so that a wrapper such as DistributedDataParallel sees the whole of a step.
+
+        Args:
+            x: pictures, B×C×H×W.
+            draw: standard normal, B×C′×h×w.
+            move: what is done to the latents before they are decoded; None is nothing.
+        """
+        posterior = self.encode(x)
+        latents = posterior.sample(draw)
+        return self.decode(latents if move is None else move(latents)), posterior.moments
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The kernel that makes the pixels, by whose gradients losses are balanced."""
+        return self.decoder.conv_out.weight

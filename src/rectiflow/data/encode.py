@@ -1,0 +1,350 @@
+"""Writing the latents of a set, shard by shard, so that what was cut off goes on; `latents` says what is written."""
+
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import torch
+from datasets import Features, Value
+from datasets import Sequence as ListOf
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+from torch import Tensor
+
+from rectiflow.autoencoders.posterior import Posterior
+from rectiflow.base.config import Config
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import sha256, unwritable, write_aside, write_text
+from rectiflow.base.randomness import Key
+from rectiflow.data.config import DataConfig, LatentsConfig
+from rectiflow.data.images import Images, ImageSet, to_float
+from rectiflow.data.latents import (
+    COLUMN,
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    Part,
+    Shard,
+    damage,
+    read_json,
+    read_manifest,
+    refuse_others,
+)
+
+_LOCK = ".lock"
+_ASIDE = r"\.(train|held_out|latents).*\.tmp"
+_OURS = re.compile(rf"(train|held_out)-\d{{5,}}\.(arrow|json)|{re.escape(MANIFEST)}|{re.escape(_LOCK)}|{_ASIDE}")
+# Rows are written in blocks of about this many bytes, whatever the batch, so that it cannot be seen in the file.
+_BLOCK = 2**22
+
+
+class Sums(Config):
+    """Over the rows and places of a shard: how many; and for each latent channel Σm, Σm² and Σs²."""
+
+    count: int = 0
+    mean: tuple[float, ...] = ()
+    square: tuple[float, ...] = ()
+    variance: tuple[float, ...] = ()
+
+
+class Note(Config):
+    """What is written down beside each shard, when it is whole.
+
+    Args:
+        format: of the folder.
+        fingerprint: of what is encoded.
+        shard_size: pictures in a shard, unless it is the last.
+        shape: 2C′, h, w.
+        shard: the file.
+        sums: of its latents.
+    """
+
+    format: int
+    fingerprint: dict[str, str]
+    shard_size: int
+    shape: tuple[int, int, int]
+    shard: Shard
+    sums: Sums
+
+
+def encode_set(
+    data: ImageSet,
+    moments: Callable[[Tensor], Tensor],
+    folder: Path,
+    config: LatentsConfig,
+    data_config: DataConfig,
+    fingerprint: dict[str, str],
+    progress: Callable[[int, int], None],
+) -> Manifest:
+    """Write the latents of `data` into `folder`, or what is missing there; nothing, if they are there.
+
+    Version v of a training picture is a function of (seed, its row, v), a shard one of its pictures. Cut off, an
+    encoding goes on after the last whole shard, with the size of shards it began with.
+
+    Args:
+        data: the pictures.
+        moments: float32 B×C×H×W in [−1, 1] to the moments of their normalised latents, B×2C′×h×w, on any device.
+        folder: new, empty, or begun by this function.
+        config: versions, dtype, sizes.
+        data_config: crops, mirrors, noise, and how many threads decode ahead.
+        fingerprint: see `latents.fingerprint`.
+        progress: told of the pictures done and of all.
+
+    Raises:
+        InputError: the folder holds latents of something else, or other files; versions that would be equal; latents
+            that are not finite in `config.dtype`; a disk that is full or read-only; a process that encodes there.
+    """
+    config.refuse_copies(data_config)
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        refuse_others(folder, manifest.fingerprint, fingerprint)
+        return manifest
+    with _alone_in(folder):
+        former = _former(folder, fingerprint)
+        size = next((note.shard_size for note in former.values()), config.shard)
+        encoder = _Encoder(moments, folder, config, data_config, fingerprint, size, data.levels)
+        total = len(data.train) + len(data.held_out)
+        notes: dict[str, list[Note]] = {"train": [], "held_out": []}
+        done = 0
+        for part, images in (("train", data.train), ("held_out", data.held_out)):
+            for start in range(0, len(images), size):
+                index = torch.arange(start, min(start + size, len(images)))
+                told = _counted(progress, done, total)
+                note = former.get(f"{part}-{start // size:05d}")
+                if note is None or note.shard.pictures != len(index) or damage(folder, note.shard, read_whole=True):
+                    note = encoder.write(part, images, index, told)
+                notes[part].append(note)
+                done += len(index)
+                progress(done, total)
+        manifest = _manifest(notes, config, fingerprint)
+        write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        return manifest
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Writes single shards; see `encode_set`."""
+
+    moments: Callable[[Tensor], Tensor]
+    folder: Path
+    config: LatentsConfig
+    data_config: DataConfig
+    fingerprint: dict[str, str]
+    shard_size: int
+    levels: int
+
+    def write(self, part: str, images: Images, index: Tensor, progress: Callable[[int], None]) -> Note:
+        """Write the pictures at `index` as a shard, and the note beside it."""
+        name = f"{part}-{int(index[0]) // self.shard_size:05d}"
+        path = self.folder / f"{name}.arrow"
+        rows = self._rows(part, images, index, progress)
+        found: list[tuple[tuple[int, int, int], Sums]] = []
+        write_aside(path, lambda aside: found.append(_write_blocks(aside, _regrouped(rows))))
+        note = Note(
+            format=FORMAT,
+            fingerprint=self.fingerprint,
+            shard_size=self.shard_size,
+            shape=found[0][0],
+            shard=Shard(name=path.name, pictures=len(index), bytes=path.stat().st_size, sha256=sha256(path)),
+            sums=found[0][1],
+        )
+        write_text(path.with_suffix(".json"), note.model_dump_json(indent=1) + "\n")
+        return note
+
+    def _rows(self, part: str, images: Images, index: Tensor, progress: Callable[[int], None]) -> Iterator[Tensor]:
+        """Moments in 16 bits, the versions of a picture one after the other, for batches of pictures."""
+        variants = self.config.variants if part == "train" else 1
+        batches = index.split(self.config.batch)
+        asked = [(batch, version) for batch in batches for version in range(variants)]
+        fetched = _ahead([partial(self._fetch, images, *one) for one in asked], self._threads(images))
+        done = 0
+        for batch in batches:
+            versions = []
+            for version in range(variants):
+                x = self._prepared(next(fetched), part, batch, version)
+                with torch.no_grad():
+                    versions.append(self._stored(self.moments(x)))
+            yield torch.stack(versions, dim=1).flatten(0, 1)
+            done += len(batch)
+            progress(done)
+
+    def _fetch(self, images: Images, index: Tensor, version: int) -> Tensor:
+        random = version > self.data_config.flip and self.data_config.crop == "random"
+        return images.fetch(index, self._draws(index, version)[:, :3] if random else None)
+
+    def _prepared(self, pixels: Tensor, part: str, index: Tensor, version: int) -> Tensor:
+        """Pictures as the autoencoder sees them: float32 in about [−1, 1], mirrored or not, with noise or without."""
+        x = to_float(pixels)
+        if self.data_config.flip and version:
+            mirrored = self._draws(index, version)[:, 3] < (1 if version == 1 else 0.5)
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        width = self.data_config.dequantise * 2 / (self.levels - 1)
+        if width:
+            key = Key(self.config.seed, f"latents {part} dequantise", version)
+            x = x + (key.uniform(index, x.shape[1:]).float() - 0.5) * width
+        return x
+
+    def _draws(self, index: Tensor, version: int) -> Tensor:
+        return Key(self.config.seed, "latents version", version).uniform(index, (4,))
+
+    def _stored(self, moments: Tensor) -> Tensor:
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        assert moments.ndim == 4
+        assert moments.shape[1] % 2 == 0
+        stored = moments.to(dtype).cpu()
+        if not stored.isfinite().all():
+            reach = float(moments.abs().max())
+            raise InputError(
+                f"the latents reach {reach:.3g}, too far for {self.config.dtype}; set latent.cache.dtype=bfloat16."
+                if math.isfinite(reach)
+                else "the autoencoder gives latents that are not finite; train it again, or choose another."
+            )
+        return stored
+
+    def _threads(self, images: Images) -> int:
+        workers = self.data_config.workers
+        asked = max(1, (os.cpu_count() or 1) // 2) if workers is None else workers
+        return asked if images.costly else 0
+
+
+def _counted(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
+    return lambda count: progress(before + count, total)
+
+
+def _ahead(calls: Sequence[Callable[[], Tensor]], threads: int) -> Iterator[Tensor]:
+    """What the calls give, in order, while threads compute those that follow; decoders let other threads run."""
+    if not threads:
+        yield from (call() for call in calls)
+        return
+    waiting: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for call in calls:
+                waiting.append(pool.submit(call))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _regrouped(rows: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same rows in blocks of about `_BLOCK` bytes."""
+    held = next(rows)
+    size = max(1, _BLOCK // (held.element_size() * held[0].numel()))
+    for more in rows:
+        while len(held) >= size:
+            yield held[:size]
+            held = held[size:]
+        held = torch.cat([held, more])
+    yield from held.split(size)
+
+
+def _write_blocks(path: Path, blocks: Iterator[Tensor]) -> tuple[tuple[int, int, int], Sums]:
+    """An Arrow stream of the blocks; the shape of a row, and the sums of all."""
+    first = next(blocks)
+    bits, length = first.dtype == torch.bfloat16, first[0].numel()
+    schema = Features({COLUMN: ListOf(Value("int16" if bits else "float16"), length=length)}).arrow_schema
+    sums = Sums()
+    with pa.ipc.new_stream(str(path), schema) as stream:
+        for block in chain([first], blocks):
+            flat = (block.view(torch.int16) if bits else block).flatten().numpy()
+            rows = pa.FixedSizeListArray.from_arrays(pa.array(flat), length)
+            stream.write_batch(pa.record_batch([rows], schema=schema))
+            sums = _added([sums, _sums(block)])
+    return (first.shape[1], first.shape[2], first.shape[3]), sums
+
+
+def _sums(block: Tensor) -> Sums:
+    posterior = Posterior.of(block.double())
+    # Contiguous, since strides take another code path, which may differ in the last bit.
+    mean, variance = posterior.mean.contiguous(), posterior.log_variance.contiguous().exp()
+    mean_sum, square, spread = (values.sum((0, 2, 3)).tolist() for values in (mean, mean.square(), variance))
+    count = mean.numel() // mean.shape[1]
+    return Sums(count=count, mean=tuple(mean_sum), square=tuple(square), variance=tuple(spread))
+
+
+def _added(sums: Sequence[Sums]) -> Sums:
+    some = [each for each in sums if each.count]
+    mean, square, variance = (
+        tuple(math.fsum(channel) for channel in zip(*(getattr(each, name) for each in some), strict=True))
+        for name in ("mean", "square", "variance")
+    )
+    return Sums(count=sum(each.count for each in some), mean=mean, square=square, variance=variance)
+
+
+def _manifest(notes: dict[str, list[Note]], config: LatentsConfig, fingerprint: dict[str, str]) -> Manifest:
+    sums = _added([note.sums for note in notes["train"]])
+    mean = [value / sums.count for value in sums.mean]
+    spread = zip(mean, sums.square, sums.variance, strict=True)
+    parts = {
+        part: Part(pictures=sum(note.shard.pictures for note in some), shards=tuple(note.shard for note in some))
+        for part, some in notes.items()
+    }
+    return Manifest(
+        format=FORMAT,
+        fingerprint=fingerprint,
+        shape=notes["train"][0].shape,
+        dtype=config.dtype,
+        variants=config.variants,
+        train=parts["train"],
+        held_out=parts["held_out"],
+        mean=tuple(mean),
+        deviation=tuple(math.sqrt(max(s / sums.count - m * m, 0) + v / sums.count) for m, s, v in spread),
+    )
+
+
+def _former(folder: Path, fingerprint: dict[str, str]) -> dict[str, Note]:
+    """The notes of an encoding that was cut off, by the name of their shards; those that are damaged left out."""
+    notes = {}
+    for path in sorted(folder.glob("*-*.json")):
+        values = read_json(path)
+        try:
+            note = Note.model_validate(values)
+        except ValidationError:
+            continue
+        refuse_others(folder, note.fingerprint, fingerprint)
+        notes[path.stem] = note
+    return notes
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder of an encoding.
+
+    Raises:
+        InputError: it holds something else, cannot be written, or another process holds it.
+    """
+    strange = folder.exists() and (
+        not folder.is_dir() or any(not _OURS.fullmatch(path.name) for path in folder.iterdir())
+    )
+    if strange:
+        raise InputError(f"{folder} is there already and no folder of latents; choose another --set latent.cache.dir.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another process is encoding in {folder}; wait for it, or choose another --set latent.cache.dir."
+        ) from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        for path in folder.iterdir():
+            if re.fullmatch(_ASIDE, path.name):  # of a process that was killed as it wrote
+                path.unlink()
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,191 @@
+"""An autoencoder as files: alone, as what the first stage of a latent model leaves, or inside of a model."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rectiflow.autoencoders.autoencoder import Autoencoder
+from rectiflow.autoencoders.foreign import find_foreign, is_foreign, read_foreign
+from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.autoencoders.vae import VAE
+from rectiflow.base.config import Config
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import write_folder
+from rectiflow.base.randomness import Key
+from rectiflow.hub import is_hub_name
+from rectiflow.models.folder import (
+    AUTOENCODER_WEIGHTS,
+    CONVENTIONS,
+    FORMAT_VERSION,
+    AutoencoderRecord,
+    find_model,
+    read_config_file,
+    read_model_config,
+)
+from rectiflow.models.weights import read_weights, save_weights
+
+_CHUNK = 32
+
+
+class AutoencoderModelConfig(Config):
+    """What `config.json` says of an autoencoder that is a model by itself.
+
+    Args:
+        kind: "autoencoder".
+        format_version: of the folder's layout.
+        library_version: of rectiflow, that wrote it.
+        conventions: as for a model.
+        autoencoder: architecture and latent statistics.
+        shape: C, H, W of a picture as trained.
+        training: where it comes from (recipe, step); for readers only.
+        weights: SHA-256 of each weight file by its name.
+    """
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    format_version: int
+    library_version: str
+    conventions: dict[str, str]
+    autoencoder: AutoencoderRecord
+    shape: tuple[int, int, int]
+    training: dict[str, Any]
+    weights: dict[str, str]
+
+
+def record_of(space: LatentSpace) -> AutoencoderRecord:
+    """What a model's `config.json` says of its autoencoder."""
+    return AutoencoderRecord(
+        network=space.network.config,
+        mean=tuple(space.mean.tolist()),
+        deviation=tuple(space.deviation.tolist()),
+    )
+
+
+def restored(record: AutoencoderRecord, folder: Path, hashes: dict[str, str]) -> LatentSpace:
+    """The autoencoder that a model's `config.json` states, frozen, with its weights.
+
+    Raises:
+        InputError: its weights are missing, altered or of another shape.
+    """
+    network = VAE(record.network)
+    read_weights(network, folder / AUTOENCODER_WEIGHTS, hashes)
+    network.requires_grad_(False).eval()
+    return LatentSpace(network, torch.tensor(record.mean), torch.tensor(record.deviation))
+
+
+def save_autoencoder(space: LatentSpace, shape: tuple[int, int, int], training: dict[str, Any], folder: Path) -> None:
+    """Write an autoencoder as a model folder, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or read-only; a model that was there is kept.
+    """
+
+    def fill(aside: Path) -> None:
+        digest = save_weights(space.network, aside / AUTOENCODER_WEIGHTS)
+        config = AutoencoderModelConfig(
+            format_version=FORMAT_VERSION,
+            library_version=version("rectiflow"),
+            conventions=CONVENTIONS,
+            autoencoder=record_of(space),
+            shape=shape,
+            training=training,
+            weights={AUTOENCODER_WEIGHTS: digest},
+        )
+        (aside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    write_folder(folder, fill)
+
+
+def load_autoencoder(name: str) -> LatentSpace:
+    """An autoencoder, frozen: of an autoencoder's run or model folder, inside of a latent model, of a folder that
+    diffusers calls AutoencoderKL (or a pipeline around one), or of ORG/NAME on the hub.
+
+    Raises:
+        InputError: there is none there, or it is damaged; one line.
+    """
+    folder = Path(name)
+    if is_foreign(folder):
+        return read_foreign(find_foreign(name))
+    if not folder.exists() and is_hub_name(name):
+        found = find_foreign(name)
+        if is_foreign(found):
+            return read_foreign(found)
+    folder = find_model(folder)
+    if is_autoencoder(folder):
+        config = read_autoencoder_config(folder)
+        return restored(config.autoencoder, folder, config.weights)
+    model = read_model_config(folder)
+    if not isinstance(model.autoencoder, AutoencoderRecord):
+        raise InputError(f"{name} is a model of pixels and has no autoencoder; train one: rectiflow train autoencoder.")
+    return restored(model.autoencoder, folder, model.weights)
+
+
+def describe_autoencoder(folder: Path) -> dict[str, Any]:
+    """What the autoencoder in `folder` is, in plain values, without loading its weights."""
+    config = read_autoencoder_config(folder)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in VAE(config.autoencoder.network).parameters())
+    return {
+        "model": str(folder),
+        "kind": "autoencoder",
+        "recipe": config.training.get("recipe"),
+        "model_step": config.training.get("step"),
+        "parameters": size,
+        "picture": "×".join(map(str, config.shape)),
+        "factor": config.autoencoder.network.factor,
+        "autoencoder": config.autoencoder.model_dump(),
+        "conventions": config.conventions,
+        "written_by": f"rectiflow {config.library_version}, format {config.format_version}",
+    }
+
+
+def is_autoencoder(folder: Path) -> bool:
+    """Whether the model in `folder`, which has a `config.json`, is an autoencoder by itself."""
+    return read_config_file(folder).get("kind") == "autoencoder"
+
+
+def read_autoencoder_config(folder: Path) -> AutoencoderModelConfig:
+    """Read and check the `config.json` of an autoencoder.
+
+    Raises:
+        InputError: it cannot be read, is newer than this library, or follows other conventions.
+    """
+    return AutoencoderModelConfig.parse(read_config_file(folder), str(folder / "config.json"))
+
+
+def digest(autoencoder: Autoencoder) -> str:
+    """SHA-256 over all that an autoencoder's latents depend on: weights, architecture, mean and deviation."""
+    if not isinstance(autoencoder, LatentSpace):
+        return "identity"
+    found = hashlib.sha256(autoencoder.network.config.model_dump_json().encode())
+    parts = {**autoencoder.network.state_dict(), "mean": autoencoder.mean, "deviation": autoencoder.deviation}
+    for name, tensor in sorted(parts.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return found.hexdigest()
+
+
+def prior_pictures(space: LatentSpace, shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
+    """Pictures decoded from the VAE's own prior l ~ N(0, I), which its encoder's latents only resemble.
+
+    Args:
+        space: the autoencoder.
+        shape: C, H, W of a picture.
+        count: N.
+        seed: picture i depends on (seed, i) alone.
+
+    Returns:
+        N×C×H×W in about [−1, 1].
+    """
+    index, size = torch.arange(count), (shape[1], shape[2])
+    mean, deviation = (values[:, None, None] for values in (space.mean, space.deviation))
+    device = next(space.network.parameters()).device
+    made = []
+    for part in torch.split(index, _CHUNK):
+        latents = Key(seed, "noise").normal(part, space.latent_shape(shape))
+        with torch.no_grad():
+            made.append(space.decode(((latents - mean) / deviation).to(device), size).float().cpu())
+    return torch.cat(made)

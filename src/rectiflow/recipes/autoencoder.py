@@ -1,0 +1,22 @@
+"""An autoencoder of a folder of pictures: the first stage of a latent model, or a model by itself."""
+
+from rectiflow.autoencoders.config import AutoencoderConfig
+from rectiflow.data.config import DataConfig
+from rectiflow.training.autoencoder_config import AutoencoderRunConfig, DiscriminatorConfig, ReconstructionConfig
+from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig
+
+
+def autoencoder() -> AutoencoderRunConfig:
+    """A VAE-GAN of factor 8 with 16 channels, at 64×64, on random crops."""
+    return AutoencoderRunConfig(
+        recipe="autoencoder",
+        data=DataConfig(set="folder", size=64, crop="random", flip=True),
+        network=AutoencoderConfig(),
+        loss=ReconstructionConfig(absolute=1.0, structure=0.5, kl=1e-6),
+        discriminator=DiscriminatorConfig(),
+        steps=4000,
+        batch=16,
+        optimiser=OptimiserConfig(lr=1e-3, betas=(0.9, 0.99), warmup=100, decay="cosine"),
+        ema=EmaConfig(decay=0.995),
+        every=EveryConfig(log=20, held_out=250, preview=500, first_preview=125, save=500),
+    )

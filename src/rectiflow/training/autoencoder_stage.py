@@ -1,0 +1,257 @@
+"""The training of an autoencoder, against a discriminator if asked for."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rectiflow.autoencoders.adversarial import adaptive_weight, generator_hinge, gradient_penalty, hinge, lecam
+from rectiflow.autoencoders.config import fitted
+from rectiflow.autoencoders.discriminator import Discriminator, most_layers
+from rectiflow.autoencoders.equivariance import Move
+from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.autoencoders.perceptual import LPIPS, read_lpips
+from rectiflow.autoencoders.posterior import Posterior
+from rectiflow.autoencoders.structure import structure_loss
+from rectiflow.autoencoders.vae import VAE
+from rectiflow.base.errors import InputError
+from rectiflow.base.randomness import Key
+from rectiflow.data.images import Images, ImageSet, to_float
+from rectiflow.data.loader import Loader
+from rectiflow.data.pictures import grid, screen_scale, to_uint8
+from rectiflow.evaluation.reconstruction import psnr, sheet
+from rectiflow.models.autoencoder import save_autoencoder
+from rectiflow.training.autoencoder_config import AutoencoderRunConfig
+from rectiflow.training.config import OptimiserConfig
+from rectiflow.training.diagnostics import latent_diagnostics, latents_dead, verdict
+from rectiflow.training.stage import Stage
+
+_HELD_OUT, _CHUNK, _STATISTICS = 256, 32, 1024
+_LECAM_DECAY = 0.99
+
+
+@final
+class AutoencoderStage(Stage):
+    """A VAE by reconstruction and KL divergence, and from a step on against a PatchGAN that learns in its own turn.
+
+    With w = `discriminator.weight` and the adaptive weight λ (`adaptive_weight`), a step minimises
+    mean|x − x̂| + … + kl·KL − w·λ·mean D(x̂) by the autoencoder, then the hinge loss by the discriminator, on the same
+    reconstructions. Neither turn leaves a gradient in the other's network.
+
+    Args:
+        config: the run.
+        data: pictures to train on.
+        device: where to train.
+
+    Attributes:
+        wrapped: what each submodule is called through in its own turn; a data-parallel wrapper goes here.
+    """
+
+    config: AutoencoderRunConfig
+
+    def __init__(self, config: AutoencoderRunConfig, data: ImageSet, device: torch.device) -> None:
+        config = config.model_copy(update={"network": fitted(config.network, data.shape[0])})
+        self.config, self.data, self.device = config, data, device
+        self._check_size(data.shape)
+        self.samples_per_step = config.batch
+        self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
+        torch.manual_seed(config.seed % 2**63)
+        self.vae, self.turns = VAE(config.network), ("autoencoder",)
+        networks: dict[str, nn.Module] = {"autoencoder": self.vae}
+        self.discriminator: Discriminator | None = None
+        if config.discriminator.weight:
+            asked = config.discriminator
+            layers = most_layers(min(data.shape[1:]), asked.layers)
+            self.discriminator = Discriminator(data.shape[0], asked.width, layers)
+            networks["discriminator"], self.turns = self.discriminator, ("autoencoder", "discriminator")
+        self.wrapped: dict[str, Callable[..., Any]] = dict(networks)
+        self.module = nn.ModuleDict(networks)
+        # Running means of the logits of real and made pictures, and the steps they were taken over (LeCam).
+        self.module.register_buffer("logits", torch.zeros(3))
+        self.module.to(device)
+        self.perceptual: LPIPS | None = (
+            read_lpips(config.loss.perceptual).to(device) if config.loss.perceptual else None
+        )
+        self._made: dict[tuple[int, int | None], Tensor] = {}
+
+    def _check_size(self, shape: tuple[int, int, int]) -> None:
+        factor, (height, width) = self.config.network.factor, shape[1:]
+        if height % factor or width % factor:
+            near = f"{max(1, round(height / factor)) * factor}×{max(1, round(width / factor)) * factor}"
+            raise InputError(
+                f"an autoencoder of factor {factor} trains on sides that {factor} divides; the data have "
+                f"{height}×{width}, the nearest size is {near}: set data.size, or network.preset for another factor."
+            )
+
+    def begins(self, turn: str) -> int:
+        """The step from which a submodule is trained."""
+        return self.config.discriminator_from[0] if turn == "discriminator" else 0
+
+    def optimiser_of(self, turn: str) -> OptimiserConfig:
+        """How a submodule is moved: the discriminator at its own rate, if it has one."""
+        rate = self.config.discriminator.lr
+        if turn != "discriminator" or rate is None:
+            return self.config.optimiser
+        return self.config.optimiser.model_copy(update={"lr": rate})
+
+    def loss(self, step: int, part: slice = slice(None), turn: str = "autoencoder") -> Tensor:
+        """Mean loss of one of the two over the batch of `step`, or the share of a part of it."""
+        x = self.loader(step).pixels[part].to(self.device)
+        index = torch.arange(self.config.batch)[part]
+        self.waited = self.loader.waited
+        share = len(index) / self.config.batch
+        if turn == "discriminator":
+            return share * self._game(x, step, part)
+        return share * self._reconstruct(x, step, part, index)
+
+    def _reconstruct(self, x: Tensor, step: int, part: slice, index: Tensor) -> Tensor:
+        config, size = self.config, x[0].numel()
+        move = self._move(step, x)
+        draw = self._draw("posterior", step, index, x)
+        made, moments = self.wrapped["autoencoder"](x, draw, move)
+        x = x if move is None else move(x, config.network.factor)
+        posterior = Posterior.of(moments.float())
+        divergence = posterior.divergence()
+        terms = self._terms(made.float(), x)
+        loss = sum(terms.values(), start=config.loss.kl * divergence.sum() / (len(x) * size))
+        seen = {f"loss_{name}": term.detach() for name, term in terms.items()}
+        seen |= latent_diagnostics(posterior, divergence)
+        if self.discriminator is not None and step >= config.discriminator_from[0]:
+            self._made[step, part.start] = made.detach()
+            if step >= config.discriminator_from[1]:
+                fool = generator_hinge(self.discriminator(made)).mean()
+                weight = adaptive_weight(sum(terms.values(), start=torch.zeros_like(fool)), fool, self.vae.last_layer)
+                loss = loss + config.discriminator.weight * weight * fool
+                seen |= {"adaptive_weight": weight, "loss_adversarial": fool.detach()}
+        self.observed = seen
+        return loss
+
+    def _terms(self, made: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The terms of the reconstruction that are asked for, each with its weight; scalars."""
+        asked, terms = self.config.loss, {}
+        if asked.absolute:
+            terms["absolute"] = asked.absolute * (made - x).abs().mean()
+        if asked.square:
+            terms["square"] = asked.square * (made - x).square().mean()
+        if asked.structure:
+            terms["structure"] = asked.structure * structure_loss(made, x).mean()
+        if self.perceptual is not None:
+            terms["perceptual"] = asked.perceptual_weight * self.perceptual(made, x).mean()
+        return terms
+
+    def _game(self, x: Tensor, step: int, part: slice) -> Tensor:
+        """The discriminator's loss, on what the autoencoder's turn of this step has made."""
+        asked = self.config.discriminator
+        made = self._made.pop((step, part.start), None)
+        self._made = {key: kept for key, kept in self._made.items() if key[0] == step}
+        if made is None:
+            with torch.no_grad():
+                index = torch.arange(self.config.batch)[part]
+                made, _ = self.vae(x, self._draw("posterior", step, index, x), self._move(step, x))
+        x = self._moved(step, x)  # a step of shrunk and turned pictures is judged beside real ones moved alike
+        x = x.requires_grad_(asked.penalty > 0)
+        # One call, so that a data-parallel wrapper sees one forward pass.
+        real, fake = self.wrapped["discriminator"](torch.cat([x, made.to(x.dtype)])).float().chunk(2)
+        loss = hinge(real, fake).mean()
+        if asked.penalty:
+            loss = loss + asked.penalty / 2 * gradient_penalty(real, x).mean()
+        if asked.lecam:
+            mean_real, mean_fake, _ = self.module.get_buffer("logits").unbind()
+            loss = loss + asked.lecam * lecam(real, fake, mean_real, mean_fake).mean()
+        right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        self.observed = {
+            "logits_real": real.detach().mean(),
+            "logits_made": fake.detach().mean(),
+            "discriminator_accuracy": right,
+        }
+        return loss
+
+    def settle(self, values: Mapping[str, Tensor]) -> None:
+        """Move the running means of the logits."""
+        if "logits_real" in values:
+            logits = self.module.get_buffer("logits")
+            newest = torch.stack([values["logits_real"], values["logits_made"]])
+            share = torch.where(logits[2] > 0, 1 - _LECAM_DECAY, 1.0)
+            logits[:2] = torch.lerp(logits[:2], newest.to(logits), share)
+            logits[2] += 1
+
+    def held_out(self, module: nn.Module) -> dict[str, float]:
+        """PSNR of the first 256 held-out pictures from the means of their latents, in dB, and the loss of these."""
+        quality, losses, count = 0.0, 0.0, 0
+        vae = _vae(module)
+        for x in self._pictures(self.data.held_out, _HELD_OUT):
+            with torch.no_grad():
+                made = vae.decode(vae.encode(x).mean).float()
+                quality += float(psnr(made, x).sum())
+                losses += float(sum(self._terms(made, x).values())) * len(x)
+            count += len(x)
+        return {"held_out_psnr": quality / count, "held_out_loss": losses / count} if count else {}
+
+    def preview(self, module: nn.Module) -> Image.Image:
+        """Held-out pictures, what becomes of them, and the difference around grey, fourfold; a row each."""
+        vae = _vae(module)
+        x = next(self._pictures(self.data.unseen, self.config.preview))
+        with torch.no_grad():
+            rows = sheet(x, vae.decode(vae.encode(x).mean).float())
+        return grid(to_uint8(rows), 3, screen_scale(*self.data.shape[1:]))
+
+    def save(self, module: nn.Module, folder: Path, step: int) -> None:
+        """Write the autoencoder, with the mean and deviation of its latents on training pictures."""
+        vae = _vae(module)
+        count = _STATISTICS if step == self.config.steps else _CHUNK
+        training = {"recipe": self.config.recipe, "step": step, "steps": self.config.steps}
+        save_autoencoder(LatentSpace(vae, *self._statistics(vae, count)), self.data.shape, training, folder)
+
+    def _statistics(self, vae: VAE, count: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each latent channel over training pictures: of draws, so of E[s²] + Var[m]."""
+        sums, number = torch.zeros(2, self.config.network.latent_channels, dtype=torch.float64), 0
+        for x in self._pictures(self.data.train, count):
+            with torch.no_grad():
+                posterior = vae.encode(x)
+            mean, variance = posterior.mean.double().cpu(), posterior.log_variance.double().exp().cpu()
+            sums += torch.stack([mean.sum((0, 2, 3)), (mean.square() + variance).sum((0, 2, 3))])
+            number += mean[:, 0].numel()
+        mean, square = sums / number
+        return mean, (square - mean.square()).clamp_min(1e-12).sqrt()
+
+    def alarms(self, means: Mapping[str, float]) -> dict[str, str]:
+        """Dead latents and a discriminator that has collapsed or won, with what to try."""
+        return {**latents_dead(means, self.config), **verdict(means, self.config)}
+
+    def _pictures(self, images: Images, count: int) -> Iterator[Tensor]:
+        # From all over the set, whose order may mean something.
+        index = Key(self.config.seed, "shown pictures").permutation(len(images))[:count] if len(images) else None
+        for chunk in () if index is None else torch.split(index, _CHUNK):
+            yield to_float(images.fetch(chunk)).to(self.device)
+
+    def _move(self, step: int, x: Tensor) -> Move | None:
+        """How this step's latents are shrunk and turned, if they are."""
+        uniform = self._key("equivariance", step).uniform(torch.arange(1), (3,))[0]
+        if uniform[0] >= self.config.loss.equivariance:
+            return None
+        factor = self.config.network.factor
+        # Never smaller than what the discriminator can see.
+        least = 1 if self.discriminator is None else -(-self.discriminator.least_side // factor)
+        return Move.drawn(uniform[1:], x.shape[-2] // factor, x.shape[-1] // factor, least)
+
+    def _moved(self, step: int, x: Tensor) -> Tensor:
+        move = self._move(step, x)
+        return x if move is None else move(x, self.config.network.factor)
+
+    def _draw(self, purpose: str, step: int, index: Tensor, x: Tensor) -> Tensor:
+        factor = self.config.network.factor
+        shape = (self.config.network.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
+        return self._key(purpose, step).normal(index, shape).to(self.device)
+
+    def _key(self, purpose: str, step: int) -> Key:
+        return Key(self.config.seed, f"autoencoder {purpose}", step)
+
+
+def _vae(module: nn.Module) -> VAE:
+    """The autoencoder in the trained module or its average."""
+    vae = module.get_submodule("autoencoder")
+    assert isinstance(vae, VAE)
+    return vae

@@ -1,0 +1,126 @@
+"""Settings of the training of a generator: a flow, in pixels or in latents, or one of one step. Never imports torch."""
+
+from typing import Literal, Self, final
+
+from pydantic import Field, model_validator
+
+from rectiflow.base.config import Config
+from rectiflow.data.config import LatentsConfig
+from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
+from rectiflow.networks.config import NetworkConfig
+from rectiflow.sampling.config import SolverName
+from rectiflow.training.autoencoder_config import AutoencoderRunConfig
+from rectiflow.training.config import TrainingConfig
+
+
+class PreviewConfig(Config):
+    """What a preview shows: a row of samples for each class.
+
+    Args:
+        count: samples in a row.
+        rows: classes at most; the first ones.
+        steps: N intervals from noise to picture.
+        solver: as for `rectiflow sample`.
+        guidance: w ≥ 0 of classifier-free guidance, where the null condition is trained; 0 is none.
+    """
+
+    count: int = Field(8, ge=1)
+    rows: int = Field(10, ge=1)
+    steps: int = Field(50, ge=1)
+    solver: SolverName = "euler"
+    guidance: float = Field(1.0, ge=0)
+
+
+class VAEConfig(Config):
+    """Settings of a variational autoencoder (objective=vae).
+
+    Args:
+        deviation: σ > 0 of p(x|z) = N(decoder(z), σ²I).
+        beta: weight ≥ 0 of the KL divergence; 1 is the bound.
+    """
+
+    deviation: float = Field(0.2, gt=0)
+    beta: float = Field(1.0, ge=0)
+
+
+class GANConfig(Config):
+    """Settings of a generator against a critic (objective=gan).
+
+    Args:
+        penalty: γ ≥ 0 of the penalty on the critic's gradient, at real and at generated pictures.
+        penalty_every: steps k ≥ 1 from one penalty to the next, each k-fold (Karras et al. 2020); 1 is every step.
+    """
+
+    penalty: float = Field(1.0, ge=0)
+    penalty_every: int = Field(4, ge=1)
+
+
+class LatentConfig(Config):
+    """The autoencoder in whose latents a flow is trained, and how they are kept.
+
+    Args:
+        autoencoder: a run or model folder, a folder that diffusers calls AutoencoderKL, or ORG/NAME on the hub; empty
+            trains one first, in the run's own folder `autoencoder/`.
+        train: how that one is trained; its pictures are the run's.
+        cache: how latents are kept on disk.
+    """
+
+    autoencoder: str = ""
+    train: AutoencoderRunConfig
+    cache: LatentsConfig = LatentsConfig()
+
+
+@final
+class RunConfig(TrainingConfig):
+    """One complete training run of a generator.
+
+    Args:
+        objective: what the network is trained by: "flow" matching, or, for a model of one step (flow.one_step=true),
+            as the decoder of a "vae" or the generator of a "gan".
+        network: architecture; channels and classes that are None are taken from the data, and written into `run.yaml`.
+        flow: schedule, prediction and time shift.
+        times: density of training times.
+        weight: how the loss weighs a time.
+        vae: settings of objective=vae.
+        gan: settings of objective=gan.
+        condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
+        preview: what a preview shows.
+        latent: the autoencoder, for a model of latents; None is pixel space.
+    """
+
+    objective: Literal["flow", "vae", "gan"] = "flow"
+    network: NetworkConfig
+    flow: FlowConfig = FlowConfig()
+    times: TimesConfig = TimesConfig()
+    weight: WeightConfig = WeightConfig()
+    vae: VAEConfig = VAEConfig()
+    gan: GANConfig = GANConfig()
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+    preview: PreviewConfig = PreviewConfig()
+    latent: LatentConfig | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of these settings before they train."""
+        if self.flow.schedule != "ve" or self.flow.prediction == "data":
+            return ()
+        return (
+            f"under ve a {self.flow.prediction} of σ = {self.flow.sigma_max:g} hides the data in its noise; "
+            "flow.prediction=data learns in far fewer steps.",
+        )
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if (self.objective != "flow") != self.flow.one_step:
+            expected = str(self.objective != "flow").lower()
+            raise ValueError(f"objective {self.objective} needs flow.one_step={expected}; use recipe {self.objective}")
+        return self
+
+    @model_validator(mode="after")
+    def _bridge_has_both_ends(self) -> Self:
+        if (self.flow.source == "pictures") != bool(self.data.source_dir):
+            raise ValueError(
+                f"flow.source={self.flow.source} with data.source_dir='{self.data.source_dir}': a bridge from other "
+                "pictures needs both, as --source DIR sets them"
+            )
+        return self

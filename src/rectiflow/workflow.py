@@ -1,0 +1,171 @@
+"""Several stages as one restartable whole: autoencoder → latents → flow → scores, each skipped when it is done."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.data.encode import encode_set
+from rectiflow.data.images import ImageSet
+from rectiflow.data.latents import Manifest, fingerprint, open_latents
+from rectiflow.data.sets import open_set
+from rectiflow.evaluation.config import EvaluateConfig
+from rectiflow.evaluation.report import evaluate
+from rectiflow.models.autoencoder import digest, load_autoencoder
+from rectiflow.models.folder import describe
+from rectiflow.pipeline import Pipeline
+from rectiflow.training.config import TrainingConfig
+from rectiflow.training.generator_config import LatentConfig, RunConfig
+from rectiflow.training.precision import resolve_device
+from rectiflow.training.run import (
+    INDEX_NAME,
+    Outcome,
+    alone_in,
+    finished,
+    former_run,
+    pictures_of,
+    train,
+    train_here,
+    write_down,
+)
+from rectiflow.training.stages import Latents
+
+AUTOENCODER, LATENTS, SCORES = "autoencoder", "latents", "evaluation"
+_FEWEST = 20
+_UNEVEN = 0.25
+
+
+def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
+    """Train `config` in `folder`, with all the stages that it needs; what is done already is not done again.
+
+    A run of latents holds, beside what every run has, `autoencoder/` (a run of its own), `latents/` (the cache) and
+    `evaluation/` (the report on the finished model).
+
+    Raises:
+        InputError: a stage cannot begin or go on; one line.
+    """
+    if not isinstance(config, RunConfig) or config.latent is None:
+        return train(config, folder, console)
+    former = former_run(config, folder)
+    with alone_in(folder):
+        if former is None:
+            data = pictures_of(config, None, console)
+            write_down(config, data, folder)
+            former = config
+        assert isinstance(former, RunConfig)
+        return _Workflow(former, folder, console).run()
+
+
+@dataclass(frozen=True)
+class _Workflow:
+    """The stages of one run of latents, whose folder this process holds; see `run`."""
+
+    config: RunConfig
+    folder: Path
+    console: Console
+
+    def run(self) -> Outcome:
+        """All stages in order; returns how the last one that was trained ended."""
+        if finished(self.config, self.folder):
+            outcome = Outcome(self.config.steps, finished=True, trained=False)
+        else:
+            space = self._autoencoder()
+            if space is None:  # stopped by its user; nothing of the flow is trained yet
+                return Outcome(0, finished=False, trained=True)
+            data = open_set(self.config.data, self.folder / INDEX_NAME)
+            latents = Latents(space, self._encode(space, data))
+            outcome = train_here(self.config, self.config, self.folder, self.console, latents)
+        if outcome.finished:
+            self._evaluate()
+        return outcome
+
+    @property
+    def _latent(self) -> LatentConfig:
+        assert self.config.latent is not None
+        return self.config.latent
+
+    def _autoencoder(self) -> LatentSpace | None:
+        """The autoencoder that is named, or the run's own, trained if need be; None if its training was stopped."""
+        if self._latent.autoencoder:
+            return load_autoencoder(self._latent.autoencoder)
+        asked, place = self._latent.train, self.folder / AUTOENCODER
+        # The pictures are the run's; how they are cropped and mirrored is the autoencoder's own.
+        own = {name: getattr(asked.data, name) for name in ("crop", "scale", "flip", "workers")}
+        asked = asked.model_copy(update={"data": self.config.data.model_copy(update=own)})
+        if not train(asked, place, self.console, self.folder / INDEX_NAME).finished:
+            return None
+        return load_autoencoder(str(place))
+
+    def _encode(self, space: LatentSpace, data: ImageSet) -> ImageSet:
+        folder = Path(self._latent.cache.dir) if self._latent.cache.dir else self.folder / LATENTS
+        encode(space, data, folder, self.config, self.console)
+        return open_latents(folder, fingerprint(digest(space), data, self.config.data, self._latent.cache), data)
+
+    def _evaluate(self) -> None:
+        out = self.folder / SCORES
+        if (out / "report.json").is_file():
+            return
+        data = open_set(self.config.data, self.folder / INDEX_NAME)
+        if len(data.held_out) < _FEWEST:
+            self._say(f"not evaluated: {len(data.held_out)} held-out pictures; scores need {_FEWEST} at least.")
+            return
+        count = min(1000, len(data.held_out))
+        pipeline = Pipeline.load(self.folder)
+        asked = EvaluateConfig(count=count, steps=self.config.preview.steps, solver=self.config.preview.solver)
+        scores = evaluate(pipeline, data, asked, out, describe(self.folder / "model"))["scores"]
+        self._say(f"Fréchet distance {json.dumps(scores['frechet'])}; the report is {out / 'report.md'}.")
+
+    def _say(self, words: str) -> None:
+        self.console.print(words, highlight=False, soft_wrap=True)
+
+
+def encode(space: LatentSpace, data: ImageSet, folder: Path, config: RunConfig, console: Console) -> Manifest:
+    """Write the latents of a run's pictures into `folder`, or what is missing there.
+
+    Raises:
+        InputError: it holds latents of something else, or cannot be written; one line.
+    """
+    assert config.latent is not None
+    cache, device = config.latent.cache, resolve_device(config.device)
+    made_by = fingerprint(digest(space), data, config.data, cache)
+    space.network.to(device)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("encoding", total=None)
+        manifest = encode_set(
+            data,
+            lambda x: space.moments(x.to(device)),
+            folder,
+            cache,
+            config.data,
+            made_by,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    channels, height, width = manifest.shape
+    console.print(
+        f"latents: {manifest.train.pictures} pictures, {manifest.held_out.pictures} held out, "
+        f"{channels // 2}×{height}×{width} in {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _compare_statistics(manifest, console)
+    return manifest
+
+
+def _compare_statistics(manifest: Manifest, console: Console) -> None:
+    """Say so if an autoencoder's own mean and deviation do not suit these pictures."""
+    off = [
+        channel
+        for channel, (mean, deviation) in enumerate(zip(manifest.mean, manifest.deviation, strict=True))
+        if abs(mean) > _UNEVEN or not 1 / (1 + _UNEVEN) < deviation < 1 + _UNEVEN
+    ]
+    if off:
+        channel = max(off, key=lambda c: abs(manifest.mean[c]) + abs(manifest.deviation[c] - 1))
+        console.print(
+            f"note: {len(off)} of {len(manifest.mean)} latent channels are not of about zero mean and unit deviation "
+            f"on these pictures (channel {channel}: {manifest.mean[channel]:.2f} ± {manifest.deviation[channel]:.2f}).",
+            highlight=False,
+            soft_wrap=True,
+        )

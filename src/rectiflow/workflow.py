@@ -34,7 +34,7 @@ from rectiflow.training.run import (
 from rectiflow.training.stages import Latents
 
 AUTOENCODER, LATENTS, SCORES = "autoencoder", "latents", "evaluation"
-_FEWEST = 20
+_FEWEST, _MOST = 20, 1000
 _UNEVEN = 0.25
 
 
@@ -112,7 +112,7 @@ class _Workflow:
         if len(data.held_out) < _FEWEST:
             self._say(f"not evaluated: {len(data.held_out)} held-out pictures; scores need {_FEWEST} at least.")
             return
-        count = min(1000, len(data.held_out))
+        count = min(_MOST, len(data.held_out))
         pipeline = Pipeline.load(self.folder)
         asked = EvaluateConfig(count=count, steps=self.config.preview.steps, solver=self.config.preview.solver)
         scores = evaluate(pipeline, data, asked, out, describe(self.folder / "model"))["scores"]

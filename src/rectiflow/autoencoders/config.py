@@ -27,6 +27,8 @@ class AutoencoderConfig(Config):
         blocks: residual blocks of each level of the encoder; the decoder has one more.
         groups: groups of each norm; they must divide the channels of every level.
         attention: whether the middle has attention.
+        linear: a linear code of patches f×f beside the convolutions, which then learn what it lacks, begun as the best
+            one of the data; a model that diffusers knows has none.
         quantised: 1×1 convolutions around the latents, as in SD and SDXL; SD3 and FLUX have none.
     """
 
@@ -37,6 +39,7 @@ class AutoencoderConfig(Config):
     blocks: int = Field(1, ge=1)
     groups: int = Field(8, ge=1)
     attention: bool = True
+    linear: bool = False
     quantised: bool = False
 
     @model_validator(mode="after")

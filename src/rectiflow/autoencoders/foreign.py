@@ -5,28 +5,23 @@ decoding: a mean and a deviation per channel, which `LatentSpace` keeps. Pickles
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rectiflow.autoencoders.config import AutoencoderConfig
+from rectiflow.autoencoders.foreign_layout import CLASS, Layout, config_of, refusal, settings_of, statistics_of
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.vae import VAE
-from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_folder
 from rectiflow.hub import is_hub_name
 
-CLASS = "AutoencoderKL"
 WEIGHTS = "diffusion_pytorch_model"
-_DOWN, _UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
 # A pattern's * also matches "/": *.safetensors would fetch a pipeline's every network.
 _FILES = [
     folder + file for folder in ("", "vae/") for file in ("config.json", f"{WEIGHTS}*.safetensors", f"{WEIGHTS}*.json")
@@ -37,27 +32,6 @@ _PLACES = {"first": 0, "second": 1}
 _RESIDUAL = {"norm_in": "norm1", "conv_in": "conv1", "norm_out": "norm2", "conv_out": "conv2", "skip": "conv_shortcut"}
 _ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-class _Layout(Config):
-    """What a config.json says of its weights' meaning; the defaults are diffusers' for what is absent."""
-
-    in_channels: int = Field(3, ge=1)
-    out_channels: int = Field(3, ge=1)
-    down_block_types: tuple[str, ...] = (_DOWN,)
-    up_block_types: tuple[str, ...] = (_UP,)
-    block_out_channels: tuple[int, ...] = Field((64,), min_length=1)
-    layers_per_block: int = Field(1, ge=1)
-    act_fn: str = "silu"
-    latent_channels: int = Field(4, ge=1)
-    norm_num_groups: int = Field(32, ge=1)
-    scaling_factor: float = Field(0.18215, gt=0)
-    shift_factor: float | None = None
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
 
 
 def is_foreign(folder: Path) -> bool:
@@ -97,9 +71,9 @@ def read_foreign(folder: Path) -> LatentSpace:
     home = _home(folder)
     origin = home / "config.json"
     layout = _read_layout(origin)
-    mean, deviation = _statistics(layout, origin)
+    mean, deviation = statistics_of(layout, origin)
     with torch.device("meta"):
-        network = VAE(_config(layout, origin))
+        network = VAE(config_of(layout, origin))
     weights = _fitted(network, _read_weights(home), home)
     network.to_empty(device="cpu").load_state_dict(weights)
     return LatentSpace(network.eval().requires_grad_(False), mean, deviation)
@@ -114,8 +88,14 @@ def write_foreign(space: LatentSpace, folder: Path) -> None:
     log-variances to [−30, 20] after these convolutions, `LatentSpace` before it normalises.
 
     Raises:
-        InputError: the folder holds something else, or the disk is full or read-only; what was there is kept.
+        InputError: an autoencoder with a linear code, which that layout lacks; the folder holds something else, or the
+            disk is full or read-only; what was there is kept.
     """
+    if space.network.config.linear:
+        raise InputError(
+            f"this autoencoder has a linear code beside its convolutions, which {CLASS} lacks; train one to export "
+            "with --set network.linear=false."
+        )
     replaceable = folder.is_dir() and (_class_name(folder / "config.json") == CLASS or not any(folder.iterdir()))
     if folder.exists() and not replaceable:
         raise InputError(f"{folder} holds something other than an {CLASS}; choose a folder that is not there yet.")
@@ -126,7 +106,7 @@ def write_foreign(space: LatentSpace, folder: Path) -> None:
         weights |= _folded(weights, space)
         config, mean, deviation = config.model_copy(update={"quantised": True}), 0.0, 1.0
     theirs = {_theirs(name, config.blocks): value.contiguous() for name, value in weights.items()}
-    settings = json.dumps(_settings(config, mean, deviation), indent=2) + "\n"
+    settings = json.dumps(settings_of(config, mean, deviation), indent=2) + "\n"
 
     def fill(aside: Path) -> None:
         try:
@@ -158,63 +138,14 @@ def _class_name(path: Path) -> str | None:
     return str(values["_class_name"]) if isinstance(values, dict) and "_class_name" in values else None
 
 
-def _read_layout(path: Path) -> _Layout:
+def _read_layout(path: Path) -> Layout:
     if not path.is_file():
         raise InputError(f"{path.parent} is no autoencoder: it has neither config.json nor vae/config.json.")
     values, name = _read_json(path), _class_name(path)
     if name != CLASS:
-        raise _refusal(path, "_class_name", f"{CLASS}, as of SD, SDXL, SD3 and FLUX", name)
+        raise refusal(path, "_class_name", f"{CLASS}, as of SD, SDXL, SD3 and FLUX", name)
     # The other settings, such as sample_size and force_upcast, leave the weights' meaning as it is.
-    return _Layout.parse({key: value for key, value in values.items() if key in _Layout.model_fields}, str(path))
-
-
-def _config(layout: _Layout, origin: Path) -> AutoencoderConfig:
-    levels = len(layout.block_out_channels)
-    for name, kind in (("down_block_types", _DOWN), ("up_block_types", _UP)):
-        kinds = getattr(layout, name)
-        if kinds != (kind,) * levels:
-            raise _refusal(origin, name, f"{kind} for each of the {levels} block_out_channels", ", ".join(kinds))
-    if layout.act_fn not in ("silu", "swish"):
-        raise _refusal(origin, "act_fn", "silu", layout.act_fn)
-    if layout.out_channels != layout.in_channels:
-        raise _refusal(origin, "out_channels", f"{layout.in_channels}, as in_channels is", layout.out_channels)
-    if layout.use_post_quant_conv != layout.use_quant_conv:
-        expected = f"{layout.use_quant_conv}, as use_quant_conv is"
-        raise _refusal(origin, "use_post_quant_conv", expected, layout.use_post_quant_conv)
-    width = math.gcd(*layout.block_out_channels)
-    settings = {
-        "channels": layout.in_channels,
-        "latent_channels": layout.latent_channels,
-        "width": width,
-        "multipliers": tuple(channels // max(width, 1) for channels in layout.block_out_channels),
-        "blocks": layout.layers_per_block,
-        "groups": layout.norm_num_groups,
-        "attention": layout.mid_block_add_attention,
-        "quantised": layout.use_quant_conv,
-    }
-    return AutoencoderConfig.parse(settings, str(origin))
-
-
-def _refusal(origin: Path, name: str, expected: str, received: object) -> InputError:
-    return InputError(f"{origin}: {name}: expected {expected}; received {received}. Choose another autoencoder.")
-
-
-def _statistics(layout: _Layout, origin: Path) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each latent channel, C′."""
-    channels, shift = layout.latent_channels, layout.shift_factor or 0.0
-    mean, deviation = layout.latents_mean, layout.latents_std
-    if mean is None and deviation is None:
-        mean, deviation = (shift,) * channels, (1.0,) * channels
-    elif mean is None or deviation is None or shift:
-        received = f"{mean}, {deviation} and {layout.shift_factor}"
-        names = "latents_mean, latents_std and shift_factor"
-        raise _refusal(origin, names, "the first two together, or neither of them", received)
-    if len(mean) != channels or len(deviation) != channels or min(deviation) <= 0:
-        received = f"{list(mean)} and {list(deviation)}"
-        raise _refusal(
-            origin, "latents_mean and latents_std", f"{channels} numbers each, the latter positive", received
-        )
-    return torch.tensor(mean), torch.tensor([value / layout.scaling_factor for value in deviation])
+    return Layout.parse({key: value for key, value in values.items() if key in Layout.model_fields}, str(path))
 
 
 def _weight_files(home: Path) -> list[Path]:
@@ -321,30 +252,3 @@ def _folded(weights: Mapping[str, Tensor], space: LatentSpace) -> dict[str, Tens
             kernel, bias = kernel * deviation[:, None, None], bias + kernel[..., 0, 0] @ mean
         folded |= {f"{name}.weight": kernel.float(), f"{name}.bias": bias.float()}
     return folded
-
-
-def _settings(config: AutoencoderConfig, mean: float, deviation: float) -> dict[str, Any]:
-    """config.json of an AutoencoderKL."""
-    levels = len(config.multipliers)
-    layout = _Layout(
-        in_channels=config.channels or 0,
-        out_channels=config.channels or 0,
-        down_block_types=(_DOWN,) * levels,
-        up_block_types=(_UP,) * levels,
-        block_out_channels=config.widths,
-        layers_per_block=config.blocks,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.groups,
-        scaling_factor=_shortest(1 / deviation, lambda value: float(torch.tensor(1 / value)) == deviation),
-        # 0, not null: the pipelines of SD3 and FLUX add it without asking.
-        shift_factor=_shortest(mean, lambda value: float(torch.tensor(value)) == mean),
-        use_quant_conv=config.quantised,
-        use_post_quant_conv=config.quantised,
-        mid_block_add_attention=config.attention,
-    )
-    return {"_class_name": CLASS, "_diffusers_version": "0.35.0", "sample_size": 512, **layout.model_dump()}
-
-
-def _shortest(value: float, same: Callable[[float], bool]) -> float:
-    """The number of fewest digits near `value` that is the same in float32: 0.18215, not 0.18214999."""
-    return next((short for digits in range(1, 17) if same(short := float(f"{value:.{digits}g}"))), value)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Elements that the backward pass takes at a time, whole pictures at least: its temporaries then stay in the cache, and
-# the allocator keeps them. A step of 16 pictures took 3% less than with whole batches.
+# the allocator keeps them. With one thread f8 trained 22.7 pictures of 64×64 a second so, 20.4 with whole batches.
 _CHUNK = 2**19
 # Pixels from which torch's forward pass is as fast as one written in tensor operations; below, 16×128×16×16 in bfloat16
 # with 32 groups takes it 2.1 ms, and the latter 0.4.
@@ -24,7 +24,7 @@ class NormSiLU(nn.GroupNorm):
         if input.device.type != "cpu" or input.stride() != last or torch.compiler.is_compiling():
             return F.silu(super().forward(input))
         # On a CPU torch's backward pass of group norm with the channels last takes 42 ms for 16×32×64×64 in bfloat16
-        # with 32 groups (torch 2.13, two threads), against 2.2 ms of this one with silu's in it.
+        # with 32 groups (torch 2.13, two threads), against 3.0 ms of this one with silu's in it.
         y: Tensor = _NormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)[0]  # type: ignore[no-untyped-call]
         return y
 
@@ -42,7 +42,7 @@ class GrowingConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """B×C×H×W to B×C×2H×2W."""
         # A 3×3 kernel meets only 2×2 different pixels: 16 products for the four pixels of the output, not 36. The bias
-        # comes after, since torch's backward pass of a transposed convolution with a bias takes twice the time.
+        # comes after, since with it torch takes 13.7 ms for the kernel's gradient of 16×64×32×32 in bfloat16, else 6.4.
         grown = F.conv_transpose2d(input, grown_kernel(self.weight), stride=2, padding=1)
         assert self.bias is not None
         return grown + self.bias.to(grown.dtype)[:, None, None]

@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from rectiflow.autoencoders.config import AutoencoderConfig
 from rectiflow.autoencoders.layers import GrowingConv, NormSiLU
+from rectiflow.autoencoders.patch_code import PatchCode
 from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.base.errors import InputError
 from rectiflow.networks.layers import attend
+from rectiflow.networks.unet_layers import zeroed
 
 _EPSILON = 1e-6
+_LOG_VARIANCE = -8.0  # of the posterior at first
 
 
 class Residual(nn.Module):
@@ -133,16 +136,20 @@ class Decoder(nn.Module):
             for block in range(self.per_level)
         )
         self.grow = nn.ModuleList(GrowingConv(width) for width in widths[:-1])
+        # What the linear code makes of the latents is looked at where pictures have their full size.
+        self.see = nn.Conv2d(config.channels or 0, inputs[-2], 3, padding=1) if config.linear else None
         self.norm_out = NormSiLU(config.groups, widths[-1], _EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.channels or 0, 3, padding=1)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """B×C′×h×w to B×C×fh×fw."""
+    def forward(self, latents: Tensor, draft: Tensor | None = None) -> Tensor:
+        """B×C′×h×w, and with a linear code what that makes of them, B×C×fh×fw, to B×C×fh×fw."""
         h = self.middle(self.conv_in(latents))
         for index, block in enumerate(self.blocks):
             level, place = divmod(index, self.per_level)
             if level and place == 0:
                 h = self.grow[level - 1](h)
+            if self.see is not None and draft is not None and index == len(self.blocks) - self.per_level:
+                h = h + self.see(draft)
             h = block(h)
         out: Tensor = self.conv_out(self.norm_out(h))
         return out
@@ -169,15 +176,52 @@ class VAE(nn.Module):
         latent = config.latent_channels
         self.to_moments = nn.Conv2d(2 * latent, 2 * latent, 1) if config.quantised else nn.Identity()
         self.from_latents = nn.Conv2d(latent, latent, 1) if config.quantised else nn.Identity()
+        self.code = PatchCode(config) if config.linear else None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Weights from which few steps go far: pictures pass through and residual branches add nothing at first."""
+        latent = self.config.latent_channels
+        for module in self.modules():
+            if isinstance(module, Residual):
+                zeroed(module.conv_out)
+                if isinstance(module.skip, nn.Conv2d):
+                    nn.init.orthogonal_(module.skip.weight)
+            if isinstance(module, MiddleAttention):
+                zeroed(module.out)
+        for conv in self.encoder.shrink:
+            assert isinstance(conv, nn.Conv2d)
+            block = nn.init.orthogonal_(torch.empty(*conv.weight.shape[:2], 2, 2))
+            with torch.no_grad():
+                conv.weight.zero_()[:, :, :2, :2] = block
+        for conv in self.decoder.grow:
+            assert isinstance(conv, nn.Conv2d)
+            with torch.no_grad():
+                conv.weight.mul_(0.5)[:, :, 1, 1] += torch.eye(len(conv.weight))
+        for conv in (self.encoder.conv_in, self.decoder.conv_in):
+            nn.init.orthogonal_(conv.weight)
+        said_by = self.to_moments if isinstance(self.to_moments, nn.Conv2d) else self.encoder.conv_out
+        if self.code is not None:  # the linear code alone, at first
+            zeroed(said_by)
+            zeroed(self.decoder.conv_out)
+        # Latents that begin with a deviation of 1 drown in their own noise, and a small KL weight lets go of it slowly.
+        assert said_by.bias is not None
+        nn.init.constant_(said_by.bias[latent:], _LOG_VARIANCE)
 
     def encode(self, x: Tensor) -> Posterior:
         """The posterior of pictures B×C×H×W in [−1, 1]."""
-        return Posterior.of(self.to_moments(self.encoder(x.contiguous(memory_format=torch.channels_last))))
+        x = x.contiguous(memory_format=torch.channels_last)
+        posterior = Posterior.of(self.to_moments(self.encoder(x)))
+        if self.code is None:
+            return posterior
+        return Posterior(posterior.mean + self.code.to_latents(x), posterior.log_variance)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures B×C×fh×fw, in about [−1, 1], of latents as the posterior has them."""
-        out: Tensor = self.decoder(self.from_latents(latents.contiguous(memory_format=torch.channels_last)))
-        return out
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        draft = None if self.code is None else self.code.to_pixels(latents)
+        out: Tensor = self.decoder(self.from_latents(latents), draft)
+        return out if draft is None else out + draft
 
     def forward(self, x: Tensor, draw: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The pictures decoded from one draw of their latents, and the moments of these, B×2C′×h×w.

@@ -11,7 +11,7 @@ def autoencoder() -> AutoencoderRunConfig:
     return AutoencoderRunConfig(
         recipe="autoencoder",
         data=DataConfig(set="folder", size=64, crop="random", flip=True),
-        network=AutoencoderConfig(),
+        network=AutoencoderConfig(width=16, multipliers=(1, 2, 4, 8), linear=True),
         loss=ReconstructionConfig(absolute=1.0, structure=0.5, kl=1e-6),
         discriminator=DiscriminatorConfig(),
         steps=4000,

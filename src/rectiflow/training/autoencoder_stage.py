@@ -13,6 +13,7 @@ from rectiflow.autoencoders.config import fitted
 from rectiflow.autoencoders.discriminator import Discriminator, most_layers
 from rectiflow.autoencoders.equivariance import Move
 from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.autoencoders.patch_code import PatchCode
 from rectiflow.autoencoders.perceptual import LPIPS, read_lpips
 from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.autoencoders.structure import structure_loss
@@ -22,6 +23,7 @@ from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.loader import Loader
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
+from rectiflow.evaluation.linear_code import linear_code
 from rectiflow.evaluation.reconstruction import psnr, sheet
 from rectiflow.models.autoencoder import save_autoencoder
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
@@ -30,6 +32,7 @@ from rectiflow.training.diagnostics import latent_diagnostics, latents_dead, ver
 from rectiflow.training.stage import Stage
 
 _HELD_OUT, _CHUNK, _STATISTICS = 256, 32, 1024
+_PATCHES = 256  # pictures that the linear code is fitted to
 _LECAM_DECAY = 0.99
 
 
@@ -60,6 +63,8 @@ class AutoencoderStage(Stage):
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.vae, self.turns = VAE(config.network), ("autoencoder",)
+        if self.vae.code is not None:
+            self._begin_from_linear_code(self.vae.code)
         networks: dict[str, nn.Module] = {"autoencoder": self.vae}
         self.discriminator: Discriminator | None = None
         if config.discriminator.weight:
@@ -85,6 +90,14 @@ class AutoencoderStage(Stage):
                 f"an autoencoder of factor {factor} trains on sides that {factor} divides; the data have "
                 f"{height}×{width}, the nearest size is {near}: set data.size, or network.preset for another factor."
             )
+
+    def _begin_from_linear_code(self, code: PatchCode) -> None:
+        """The principal components of training patches, as the first batches show them."""
+        steps = range(-(-_PATCHES // self.config.batch))
+        pictures = torch.cat([self.loader(step).pixels for step in steps])
+        found = linear_code(pictures, self.config.network.factor, self.config.network.latent_channels)
+        deviations = found.eigenvalues[: len(found.components)].clamp_min(1e-6).sqrt()
+        code.begin_from(found.mean.float(), found.components.float(), deviations.float())
 
     def begins(self, turn: str) -> int:
         """The step from which a submodule is trained."""

@@ -1,0 +1,188 @@
+"""Autoencoder → latents → flow → scores as one restartable whole, small."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from rectiflow import workflow
+from rectiflow.__main__ import main
+from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.base.errors import InputError
+from rectiflow.models.autoencoder import digest, load_autoencoder
+from rectiflow.pipeline import Pipeline, Request
+from rectiflow.recipes.registry import resolve
+from rectiflow.training.run import read_run
+from rectiflow.training.trainer import Trainer
+
+EVERY = "{log: 2, held_out: 0, preview: 0, first_preview: 0, save: 3}"
+FIRST = (
+    "latent.train.network={width: 8, multipliers: [1, 2], latent_channels: 3, groups: 4, linear: true}",
+    "latent.train.discriminator={width: 8, layers: 1}",
+    "latent.train.steps=4",
+    "latent.train.batch=4",
+    f"latent.train.every={EVERY}",
+    "latent.train.precision=float32",
+)
+SMALL = (
+    *FIRST,
+    "data={set: digits, size: null}",
+    "network={patch: 2, width: 16, depth: 1, heads: 2}",
+    "steps=4",
+    "batch=8",
+    f"every={EVERY}",
+    "preview.steps=4",
+    "precision=float32",
+)
+
+
+def config(*settings):
+    return resolve("latent", settings=(*SMALL, *settings))
+
+
+@pytest.fixture
+def console():
+    return Console(record=True, width=300, force_terminal=False, file=open("/dev/null", "w"))  # noqa: SIM115
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Few samples in the report; its figures are tested elsewhere."""
+    monkeypatch.setattr(workflow, "_MOST", 40)
+
+
+def test_one_command_leaves_one_model(tmp_path, console):
+    run = tmp_path / "run"
+    outcome = workflow.run(config(), run, console)
+    assert outcome.finished
+    assert sorted(p.name for p in (run / "model").iterdir()) == [
+        "autoencoder.safetensors",
+        "config.json",
+        "flow.safetensors",
+    ]
+    pipeline = Pipeline.load(run)
+    assert isinstance(pipeline.autoencoder, LatentSpace)
+    assert digest(pipeline.autoencoder) == digest(load_autoencoder(str(run / "autoencoder")))
+    samples = pipeline.sample(Request(classes=["3"], count=2, steps=3))
+    assert samples.pixels.shape == (2, 1, 8, 8)
+    assert json.loads((run / "evaluation" / "report.json").read_text())["scores"]["count"] == 40
+    assert main(["sample", str(run), "--count", "1", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
+    assert main(["sample", str(run / "autoencoder"), "--count", "2", "--out", str(tmp_path / "prior.png")]) == 0
+    assert main(["info", str(run)]) == 0
+    # Everything is there: nothing is done again.
+    times = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert not workflow.run(config(), run, console).trained
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_each_stage_goes_on_where_it_was_stopped(tmp_path, console, monkeypatch):
+    """Cut off in stage 1, in encoding and in stage 2, it ends with the weights of one never stopped."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    workflow.run(config(), whole, console)
+    original, cut = Trainer._train, {"autoencoder", "latent"}
+
+    def failing(self, step):
+        if step == 3 and self.config.recipe in cut:
+            cut.remove(self.config.recipe)
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "_train", failing)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(config(), run, console)
+    assert read_run(run).recipe == "latent"  # it can be gone on with by --resume from the start
+    encode = workflow.encode_set
+    monkeypatch.setattr(workflow, "encode_set", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(read_run(run), run, console)
+    monkeypatch.setattr(workflow, "encode_set", encode)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(read_run(run), run, console)
+    assert workflow.run(read_run(run), run, console).finished
+    for name in ("flow.safetensors", "autoencoder.safetensors"):
+        assert (run / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_an_autoencoder_can_be_taken_and_is_watched(tmp_path, console):
+    first = resolve("autoencoder", settings=[s.removeprefix("latent.train.") for s in FIRST])
+    first = first.model_copy(update={"data": config().data})
+    workflow.run(first, tmp_path / "ae", console)
+    run, asked = tmp_path / "run", config(f"latent.autoencoder={tmp_path / 'ae'}")
+    workflow.run(asked, run, console)
+    assert not (run / "autoencoder").exists()
+    # Another autoencoder in its place: the latents are refused, and nothing is touched.
+    other = first.model_copy(update={"seed": 1})
+    workflow.run(other, tmp_path / "other", console)
+    (tmp_path / "ae").rename(tmp_path / "ae-old")
+    (tmp_path / "other").rename(tmp_path / "ae")
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"latents was made by another autoencoder"):
+        workflow.run(read_run(run), run, console)
+
+
+def test_stage_2_sees_a_draw_of_the_normalised_latents(tmp_path, console):
+    run = tmp_path / "run"
+    workflow.run(config(), run, console)
+    space = load_autoencoder(str(run / "autoencoder"))
+    from rectiflow.data.builtin import digits
+    from rectiflow.data.latents import fingerprint, open_latents
+    from rectiflow.training.stages import FlowStage, Latents
+
+    settings = read_run(run)
+    data = digits()
+    made_by = fingerprint(digest(space), data, settings.data, settings.latent.cache)
+    latents = open_latents(run / "latents", made_by, data)
+    stage = FlowStage(settings, data, torch.device("cpu"), Latents(space, latents))
+    x, condition, _ = stage._batch(0, slice(None))
+    again, _, _ = stage._batch(0, slice(None))
+    assert torch.equal(x, again)
+    assert x.shape == (8, 3, 4, 4)
+    assert condition is not None
+    many = torch.cat([stage._batch(step, slice(None))[0] for step in range(100)])
+    assert many.mean((0, 2, 3)).abs().max() < 0.15
+    torch.testing.assert_close(many.std((0, 2, 3)), torch.ones(3), rtol=0.15, atol=0)
+    assert list(stage._held_out_batches())[0][0].shape[1:] == (3, 4, 4)
+
+
+def test_a_preset_for_256_pixels_runs_small(tmp_path, console):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(draws.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    tiny = [s for s in FIRST if not s.startswith("latent.train.network")]
+    asked = resolve(
+        "latent-256",
+        settings=[
+            *tiny,
+            f"data={{dir: {folder}, size: 32}}",
+            "latent.train.network={width: 8, groups: 4, blocks: 1}",
+            "network={width: 16, depth: 1, heads: 2}",
+            "steps=2",
+            "batch=2",
+            f"every={EVERY}",
+            "precision=float32",
+        ],
+    )
+    workflow.run(asked, tmp_path / "run", console)
+    pipeline = Pipeline.load(tmp_path / "run")
+    assert pipeline.sample(Request(count=1, steps=2)).pixels.shape == (1, 3, 32, 32)
+    assert pipeline.autoencoder.latent_shape((3, 256, 256)) == (16, 32, 32)
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["_class_name"] == "AutoencoderKL"
+    assert main(["evaluate", str(tmp_path / "run" / "autoencoder"), "--count", "20"]) == 0
+    report = json.loads((tmp_path / "run" / "autoencoder" / "evaluation" / "report.json").read_text())
+    assert report["reconstruction"]["count"] == report["count"]
+
+
+def test_bad_calls_are_one_line(tmp_path, capsys):
+    assert main(["train", "latent", "--autoencoder", str(tmp_path / "none"), "--run", str(tmp_path / "r")]) == 2
+    assert main(["encode", str(tmp_path), "--out", str(tmp_path / "o"), "--set", "data.set=digits", "data.size=8"]) == 2
+    coarse = ["data.set=digits", "data.size=8", "network.preset=f16"]
+    assert main(["train", "autoencoder", "--set", *coarse, "--run", str(tmp_path / "a")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("rectiflow: ") for line in lines)

@@ -45,7 +45,7 @@ def config(*settings):
 
 @pytest.fixture
 def console():
-    return Console(record=True, width=300, force_terminal=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    return Console(record=True, width=300, force_terminal=False, file=open("/dev/null", "w"))
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_stage_2_sees_a_draw_of_the_normalised_latents(tmp_path, console):
     many = torch.cat([stage._batch(step, slice(None))[0] for step in range(100)])
     assert many.mean((0, 2, 3)).abs().max() < 0.15
     torch.testing.assert_close(many.std((0, 2, 3)), torch.ones(3), rtol=0.15, atol=0)
-    assert list(stage._held_out_batches())[0][0].shape[1:] == (3, 4, 4)
+    assert next(iter(stage._held_out_batches()))[0].shape[1:] == (3, 4, 4)
 
 
 def test_a_preset_for_256_pixels_runs_small(tmp_path, console):

@@ -107,7 +107,7 @@ def test_drawn_moves_stay_in_their_bounds():
 
 
 def test_open_channels():
-    with pytest.raises(InputError, match="network.channels is left to the data"):
+    with pytest.raises(InputError, match=r"network\.channels is left to the data"):
         VAE(AutoencoderConfig())
     with pytest.raises(InputError, match="5 groups do not divide the 8 channels"):
         AutoencoderConfig.parse({"width": 8, "groups": 5}, "--set")

@@ -45,7 +45,7 @@ def test_the_adaptive_weight_of_scaled_losses_is_their_ratio():
     first, second = normal(4, 3, 3, 3, seed=1), normal(4, 3, 3, 3, seed=2)
     norms = float(first.norm()), float(second.norm())
     for scale in (0.01, 1.0, 50.0):
-        found = adaptive_weight((first * weights).sum(), scale * (second * weights).sum(), weights)
+        found = adaptive_weight((first * weights).sum(), scale * (second * weights).sum(), [weights])
         assert float(found) == pytest.approx(norms[0] / (scale * norms[1] + 1e-4), rel=1e-5)
     balanced = float(found) * torch.autograd.grad(scale * (second * weights).sum(), weights)[0].norm()
     assert float(balanced) == pytest.approx(norms[0], rel=1e-4)
@@ -54,9 +54,9 @@ def test_the_adaptive_weight_of_scaled_losses_is_their_ratio():
 def test_the_adaptive_weight_is_clipped_detached_and_leaves_the_graph_whole():
     weights = normal(5).requires_grad_()
     reconstruction, adversarial = weights.square().sum(), 1e-9 * weights.sum()
-    found = adaptive_weight(reconstruction, adversarial, weights, limit=7.0)
+    found = adaptive_weight(reconstruction, adversarial, [weights], limit=7.0)
     assert float(found) == 7.0
-    assert float(adaptive_weight(1e3 * reconstruction, adversarial, weights)) == 1e4
+    assert float(adaptive_weight(1e3 * reconstruction, adversarial, [weights])) == 1e4
     assert not found.requires_grad
     assert weights.grad is None
     (reconstruction + found * adversarial).backward()
@@ -117,3 +117,10 @@ def test_half_precision_logits_give_float32_losses():
     for loss in (hinge(logits, logits), generator_hinge(logits), lecam(logits, logits, 0.1, 0.2)):
         assert loss.dtype == torch.float32
     assert generator_hinge(logits) == pytest.approx(-logits.float().mean((1, 2, 3)), rel=1e-6)
+
+
+def test_two_layers_that_make_the_pixels_are_balanced_together():
+    """The norms are those of both gradients in one: of (3, 4) and (0, 10), 5 over 10."""
+    first, second = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    found = adaptive_weight((3 * first + 4 * second).sum(), (10 * second + 0 * first).sum(), [first, second])
+    assert float(found) == pytest.approx(0.5, rel=1e-4)

@@ -3,6 +3,8 @@
 Logits are B×1×h×w or of any shape B×…; a figure per sample is a mean over all but the first axis, in float32 or wider.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,24 +29,30 @@ def generator_hinge(fake: Tensor) -> Tensor:
     return -_mean(_wide(fake))
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float = 1e4) -> Tensor:
-    """The weight at which an adversarial loss pulls the last layer as hard as the reconstruction does.
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layers: Sequence[Tensor], limit: float = 1e4
+) -> Tensor:
+    """The weight at which an adversarial loss pulls the layers that make the pixels as hard as the reconstruction does.
 
     clip(‖∇ reconstruction‖ / (‖∇ adversarial‖ + 10⁻⁴), 0, limit), gradients by the last layer (VQGAN,
-    Esser et al. 2021). The graph is kept for the backward pass that follows.
+    Esser et al. 2021), or by all of them together where pixels are a sum of several layers' outputs. The graph is kept
+    for the backward pass that follows.
 
     Args:
-        reconstruction: the loss, a scalar that depends on `last_layer`.
+        reconstruction: the loss, a scalar that depends on `last_layers`.
         adversarial: the generator's loss, likewise.
-        last_layer: weights that both reach, requiring a gradient.
+        last_layers: weights that both reach, requiring gradients.
         limit: the greatest weight.
 
     Returns:
         A scalar without a gradient, in [0, limit].
     """
-    with torch.autocast(last_layer.device.type, enabled=False):
+    layers = tuple(last_layers)
+    with torch.autocast(layers[0].device.type, enabled=False):
         norms = [
-            torch.linalg.vector_norm(_wide(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]))
+            torch.stack(
+                [torch.linalg.vector_norm(_wide(grad)) for grad in torch.autograd.grad(loss, layers, retain_graph=True)]
+            ).norm()
             for loss in (reconstruction, adversarial)
         ]
     return (norms[0] / (norms[1] + _LEAST)).clamp(0, limit).detach()

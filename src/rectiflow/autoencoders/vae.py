@@ -238,6 +238,7 @@ class VAE(nn.Module):
         return self.decode(latents if move is None else move(latents)), posterior.moments
 
     @property
-    def last_layer(self) -> Tensor:
-        """The kernel that makes the pixels, by whose gradients losses are balanced."""
-        return self.decoder.conv_out.weight
+    def last_layers(self) -> tuple[Tensor, ...]:
+        """The kernels that make the pixels, by whose gradients losses are balanced."""
+        made_by = self.decoder.conv_out.weight
+        return (made_by,) if self.code is None else (made_by, self.code.to_pixels.weight)

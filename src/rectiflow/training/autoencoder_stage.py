@@ -136,7 +136,7 @@ class AutoencoderStage(Stage):
             self._made[step, part.start] = made.detach()
             if step >= config.discriminator_from[1]:
                 fool = generator_hinge(self.discriminator(made)).mean()
-                weight = adaptive_weight(sum(terms.values(), start=torch.zeros_like(fool)), fool, self.vae.last_layer)
+                weight = adaptive_weight(sum(terms.values(), start=torch.zeros_like(fool)), fool, self.vae.last_layers)
                 loss = loss + config.discriminator.weight * weight * fool
                 seen |= {"adaptive_weight": weight, "loss_adversarial": fool.detach()}
         self.observed = seen

@@ -171,6 +171,9 @@ def test_a_preset_for_256_pixels_runs_small(tmp_path, console):
     pipeline = Pipeline.load(tmp_path / "run")
     assert pipeline.sample(Request(count=1, steps=2)).pixels.shape == (1, 3, 32, 32)
     assert pipeline.autoencoder.latent_shape((3, 256, 256)) == (16, 32, 32)
+    assert pipeline.sample(Request(count=1, steps=2, size=(30, 46))).pixels.shape == (1, 3, 30, 46)  # padded, cropped
+    with pytest.raises(InputError, match=r"24×40 have latents of 3×5, which the network's 2 does not.*is 32×32"):
+        pipeline.sample(Request(count=1, steps=2, size=(24, 40)))
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["_class_name"] == "AutoencoderKL"
     assert main(["evaluate", str(tmp_path / "run" / "autoencoder"), "--count", "20"]) == 0

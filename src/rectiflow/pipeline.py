@@ -155,7 +155,7 @@ class Pipeline:
         """Sampling as it goes, for the pictures start … stop−1 of a request: the state at each of the N+1 times."""
         labels = self.labels(request)
         index = torch.arange(len(labels))[start:stop]
-        shape = self.autoencoder.latent_shape((self.shape[0], *(request.size or self.shape[1:])))
+        shape = self._latent_shape(request.size or self.shape[1:])
         z = self._start(request, index, shape).to(self._device)
         condition = Condition(labels[index].to(self._device)) if self.class_names else None
         flow = self._flow_on(self._path(request.schedule))
@@ -174,6 +174,24 @@ class Pipeline:
             if state is None:
                 return
             yield state
+
+    def _latent_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of what the flow works on, for pictures of a size.
+
+        Raises:
+            InputError: latents of this size do not suit the network.
+        """
+        shape = self.autoencoder.latent_shape((self.shape[0], *size))
+        if isinstance(self.autoencoder, LatentSpace):
+            part, factor = self.network_config.multiple, self.autoencoder.factor
+            if min(size) < 1 or any(side % part for side in shape[1:]):
+                unit = part * factor
+                near = "×".join(str(max(1, round(side / unit)) * unit) for side in size)
+                raise InputError(
+                    f"pictures of {size[0]}×{size[1]} have latents of {shape[1]}×{shape[2]}, which the network's "
+                    f"{part} does not divide; the nearest size is {near}."
+                )
+        return shape
 
     def _start(self, request: Request, index: Tensor, shape: tuple[int, ...]) -> Tensor:
         if request.source is None:

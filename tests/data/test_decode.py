@@ -126,3 +126,36 @@ def test_background_names():
     assert background("#102030") == (16, 32, 48)
     with pytest.raises(InputError, match="'whit' is no colour"):
         background("whit")
+
+
+def gradient(path, height=40, width=60):
+    """A picture whose red says the column and whose green says the row."""
+    rows, columns = np.mgrid[:height, :width]
+    Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0, 0.5), (1.0, 1.0, 0.0), (0.3, 0.8, 1.0)])
+def test_a_window_at_full_scale_has_the_pictures_own_pixels(tmp_path, place):
+    found = decoded(gradient(tmp_path / "x.png"), (8, 10), place=place, crop="random", scale=(1, 1))
+    top, left = round(32 * place[0]), round(50 * place[1])
+    rows, columns = np.mgrid[top : top + 8, left : left + 10]
+    assert np.array_equal(found[0], columns)
+    assert np.array_equal(found[1], rows)
+
+
+def test_a_window_at_half_scale_spans_twice_as_much(tmp_path):
+    found = decoded(gradient(tmp_path / "x.png"), (8, 10), place=(0, 0, 0.5), crop="random", scale=(0.25, 1))
+    assert found.shape == (3, 8, 10)  # half way from a quarter to one in the logarithm: one half
+    steps = np.diff(found[0].astype(int), axis=1)[:, 1:-1]
+    assert abs(steps.mean() - 2) < 0.1
+
+
+def test_a_window_never_reaches_beyond_the_picture(tmp_path):
+    found = decoded(gradient(tmp_path / "x.png"), (20, 20), place=(0, 0, 0), crop="random", scale=(0.01, 1))
+    assert np.array_equal(found, decoded(tmp_path / "x.png", (20, 20), place=(0, 0, 0)))  # just covers
+
+
+def test_a_scale_needs_random_crops():
+    with pytest.raises(InputError, match=r"scale \(0.5, 1.0\) needs crop=random"):
+        DataConfig.parse({"scale": (0.5, 1)}, "--set")

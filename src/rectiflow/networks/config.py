@@ -66,6 +66,11 @@ class DiTConfig(Config):
             )
         return self
 
+    @property
+    def multiple(self) -> int:
+        """What divides the height and the width of its input."""
+        return self.patch
+
 
 class UNetConfig(Config):
     """A U-Net of residual blocks with attention at some levels (Ho et al. 2020; Dhariwal & Nichol 2021).
@@ -113,6 +118,11 @@ class UNetConfig(Config):
                     f"use a width that is a multiple of {self.heads}"
                 )
         return self
+
+    @property
+    def multiple(self) -> int:
+        """What divides the height and the width of its input."""
+        return 2 ** (len(self.multipliers) - 1)
 
 
 NetworkConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]

@@ -30,7 +30,7 @@ from rectiflow.training.trainer import Trainer
 from rectiflow.workflow import encode
 
 CPU = torch.device("cpu")
-STEPS, MARKS, COUNT, FIRST = 1500, (200, 400, 800, 1500), 1000, 800
+STEPS, MARKS, COUNT, FIRST = 1200, (150, 300, 600, 1200), 1000, 1500
 DATA = "data={set: digit-scenes, size: null}"
 FLOW = (
     DATA,
@@ -52,7 +52,7 @@ AUTOENCODER = (
     f"steps={FIRST}",
     "batch=16",
     "precision=bfloat16",
-    "every={log: 50, held_out: 400, preview: 400, first_preview: 0, save: 400}",
+    "every={log: 50, held_out: 500, preview: 500, first_preview: 0, save: 1500}",
 )
 
 

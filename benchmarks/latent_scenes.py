@@ -30,7 +30,7 @@ from rectiflow.training.trainer import Trainer
 from rectiflow.workflow import encode
 
 CPU = torch.device("cpu")
-STEPS, MARKS, COUNT, FIRST = 1200, (150, 300, 600, 1200), 1000, 1500
+STEPS, MARKS, COUNT, FIRST = 900, (150, 300, 600, 900), 500, 800
 DATA = "data={set: digit-scenes, size: null}"
 FLOW = (
     DATA,
@@ -52,7 +52,7 @@ AUTOENCODER = (
     f"steps={FIRST}",
     "batch=16",
     "precision=bfloat16",
-    "every={log: 50, held_out: 500, preview: 500, first_preview: 0, save: 1500}",
+    "every={log: 50, held_out: 400, preview: 400, first_preview: 0, save: 800}",
 )
 
 
@@ -103,7 +103,7 @@ def main(home: Path, equivariance: float = 0.5) -> None:
     home.mkdir(parents=True, exist_ok=True)
     pixels, latent = resolve("folder", settings=(*FLOW, *PIXELS)), resolve("latent", settings=(*FLOW, *LATENTS))
     data = open_set(pixels.data)
-    by = SmallEncoder(data.train)
+    by = SmallEncoder(data.train, steps=150)
     real = by(some(data.held_out, 0, COUNT)[0])
     result: dict[str, object] = {
         "settings": {"flow": FLOW, "pixels": PIXELS, "latents": LATENTS, "autoencoder": AUTOENCODER},

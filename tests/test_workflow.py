@@ -189,3 +189,76 @@ def test_bad_calls_are_one_line(tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3
     assert all(line.startswith("rectiflow: ") for line in lines)
+
+
+def refused(asked, folder, console, words):
+    with pytest.raises(InputError, match=words):
+        workflow.run(asked, folder, console)
+    assert not folder.exists()
+
+
+def test_what_cannot_begin_leaves_nothing_behind(tmp_path, console):
+    """So that the corrected command is not refused for the settings of the mistaken one."""
+    run = tmp_path / "run"
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
+    refused(config(f"latent.autoencoder={strange}"), run, console, "expected AutoencoderKL")
+    refused(
+        config("latent.train.network={multipliers: [1, 1, 1, 1, 1]}"), run, console, "trains on sides that 16 divides"
+    )
+    refused(config("network.patch=3"), run, console, r"network's 3 does not divide; the nearest size is")
+    first = resolve("autoencoder", settings=[s.removeprefix("latent.train.") for s in FIRST])
+    first = first.model_copy(
+        update={"data": config().data, "network": first.network.model_copy(update={"linear": False})}
+    )
+    coloured = config("data.set=digit-scenes")
+    workflow.run(first, tmp_path / "grey", console)
+    refused(
+        coloured.model_copy(
+            update={"latent": coloured.latent.model_copy(update={"autoencoder": str(tmp_path / "grey")})}
+        ),
+        run,
+        console,
+        r"takes 1 channels; the data have 3. Use data.colour=grey",
+    )
+    assert workflow.run(config(), run, console).finished
+
+
+def test_a_bridge_in_latents(tmp_path, console):
+    """From one folder's pictures to another's; it begins, goes on and samples."""
+    draws = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(draws.integers(0, 255, (8, 8), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    asked = config(
+        f"data={{set: folder, dir: {tmp_path / 'a'}, size: 8, source_dir: {tmp_path / 'b'}}}", "flow.source=pictures"
+    )
+    assert workflow.run(asked, tmp_path / "run", console).finished
+    assert (
+        main(["sample", str(tmp_path / "run"), "--count", "1", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
+    )
+
+
+def test_a_report_on_an_older_model_is_made_again(tmp_path, console):
+    run = tmp_path / "run"
+    workflow.run(config(), run, console)
+    path = run / "evaluation" / "report.json"
+    report = json.loads(path.read_text())
+    report["model"]["model_step"] = 2
+    path.write_text(json.dumps(report))
+    workflow.run(config(), run, console)
+    assert json.loads(path.read_text())["model"]["model_step"] == 4
+
+
+def test_settings_that_cannot_be(tmp_path, capsys):
+    for settings, words in (
+        (["compile=true"], "set compile=false or discriminator.weight=0"),
+        (["loss.absolute=0", "loss.structure=0"], "a reconstruction needs one of them"),
+        (["network.multipliers=[1, 2]", "data.set=digits", "data.size=8"], "network.linear=false"),
+    ):
+        assert main(["train", "autoencoder", "--set", *settings, "--run", str(tmp_path / "r")]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["train", "digits", "--autoencoder", str(tmp_path), "--run", str(tmp_path / "r")]) == 2
+    assert "takes no --autoencoder" in capsys.readouterr().err

@@ -7,11 +7,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from rectiflow.autoencoders.config import check_sides, fitted
 from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.base.errors import InputError
 from rectiflow.data.encode import encode_set
 from rectiflow.data.images import ImageSet
 from rectiflow.data.latents import Manifest, fingerprint, open_latents
-from rectiflow.data.sets import open_set
+from rectiflow.data.sets import keep_index, open_set, open_source
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.report import evaluate
 from rectiflow.models.autoencoder import digest, load_autoencoder
@@ -22,6 +24,7 @@ from rectiflow.training.generator_config import LatentConfig, RunConfig
 from rectiflow.training.precision import resolve_device
 from rectiflow.training.run import (
     INDEX_NAME,
+    SOURCE_INDEX_NAME,
     Outcome,
     alone_in,
     finished,
@@ -49,14 +52,52 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
     """
     if not isinstance(config, RunConfig) or config.latent is None:
         return train(config, folder, console)
+    config = _with_absolute_paths(config, config.latent)
     former = former_run(config, folder)
     with alone_in(folder):
         if former is None:
             data = pictures_of(config, None, console)
+            _check(config, data)
+            if config.data.source_dir:
+                keep_index(open_source(config.data, data.shape), folder / SOURCE_INDEX_NAME)
             write_down(config, data, folder)
             former = config
         assert isinstance(former, RunConfig)
         return _Workflow(former, folder, console).run()
+
+
+def _with_absolute_paths(config: RunConfig, latent: LatentConfig) -> RunConfig:
+    """The same run, which goes on from any folder; a name on the hub stays one."""
+    there = Path(latent.autoencoder)
+    name = str(there.absolute()) if latent.autoencoder and there.exists() else latent.autoencoder
+    place = str(Path(latent.cache.dir).absolute()) if latent.cache.dir else ""
+    cache = latent.cache.model_copy(update={"dir": place})
+    return config.model_copy(update={"latent": latent.model_copy(update={"autoencoder": name, "cache": cache})})
+
+
+def _check(config: RunConfig, data: ImageSet) -> None:
+    """Nothing, if a run can begin.
+
+    Raises:
+        InputError: no such autoencoder, or pictures that do not suit it or the network; one line.
+    """
+    assert config.latent is not None
+    latent, (channels, height, width) = config.latent, data.shape
+    if latent.autoencoder:
+        space = load_autoencoder(latent.autoencoder)
+        space.check(data.shape)
+        factor = space.factor
+    else:
+        factor = latent.train.network.factor
+        check_sides(factor, (height, width))
+        fitted(latent.train.network, channels)
+    part = config.network.multiple
+    if any(-(-side // factor) % part for side in (height, width)):
+        near = "×".join(str(max(1, round(side / (factor * part))) * factor * part) for side in (height, width))
+        raise InputError(
+            f"pictures of {height}×{width} have latents {factor} times smaller, which the network's {part} does not "
+            f"divide; the nearest size is {near}: set data.size."
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +114,8 @@ class _Workflow:
             outcome = Outcome(self.config.steps, finished=True, trained=False)
         else:
             space = self._autoencoder()
-            if space is None:  # stopped by its user; nothing of the flow is trained yet
+            if isinstance(space, Outcome):  # stopped by its user; nothing of the flow is trained yet
+                self._say(f"The autoencoder was stopped after step {space.step} of {self._latent.train.steps}.")
                 return Outcome(0, finished=False, trained=True)
             data = open_set(self.config.data, self.folder / INDEX_NAME)
             latents = Latents(space, self._encode(space, data))
@@ -87,16 +129,18 @@ class _Workflow:
         assert self.config.latent is not None
         return self.config.latent
 
-    def _autoencoder(self) -> LatentSpace | None:
-        """The autoencoder that is named, or the run's own, trained if need be; None if its training was stopped."""
+    def _autoencoder(self) -> LatentSpace | Outcome:
+        """The autoencoder that is named, or the run's own, trained if need be; how its training ended if stopped."""
         if self._latent.autoencoder:
             return load_autoencoder(self._latent.autoencoder)
         asked, place = self._latent.train, self.folder / AUTOENCODER
         # The pictures are the run's; how they are cropped and mirrored is the autoencoder's own.
         own = {name: getattr(asked.data, name) for name in ("crop", "scale", "flip", "workers")}
-        asked = asked.model_copy(update={"data": self.config.data.model_copy(update=own)})
-        if not train(asked, place, self.console, self.folder / INDEX_NAME).finished:
-            return None
+        pictures = self.config.data.model_copy(update={**own, "source_dir": ""})
+        shared = {"data": pictures, "device": self.config.device, "threads": self.config.threads}
+        outcome = train(asked.model_copy(update=shared), place, self.console, self.folder / INDEX_NAME)
+        if not outcome.finished:
+            return outcome
         return load_autoencoder(str(place))
 
     def _encode(self, space: LatentSpace, data: ImageSet) -> ImageSet:
@@ -106,20 +150,33 @@ class _Workflow:
 
     def _evaluate(self) -> None:
         out = self.folder / SCORES
-        if (out / "report.json").is_file():
+        about = describe(self.folder / "model")
+        if _reported_step(out / "report.json") == about["model_step"]:
             return
         data = open_set(self.config.data, self.folder / INDEX_NAME)
-        if len(data.held_out) < _FEWEST:
-            self._say(f"not evaluated: {len(data.held_out)} held-out pictures; scores need {_FEWEST} at least.")
+        if min(len(data.held_out), len(data.train)) < _FEWEST:
+            self._say(
+                f"not evaluated: {len(data.train)} training and {len(data.held_out)} held-out pictures; scores need "
+                f"{_FEWEST} of each at least."
+            )
             return
         count = min(_MOST, len(data.held_out))
         pipeline = Pipeline.load(self.folder)
         asked = EvaluateConfig(count=count, steps=self.config.preview.steps, solver=self.config.preview.solver)
-        scores = evaluate(pipeline, data, asked, out, describe(self.folder / "model"))["scores"]
+        scores = evaluate(pipeline, data, asked, out, about)["scores"]
         self._say(f"Fréchet distance {json.dumps(scores['frechet'])}; the report is {out / 'report.md'}.")
 
     def _say(self, words: str) -> None:
         self.console.print(words, highlight=False, soft_wrap=True)
+
+
+def _reported_step(report: Path) -> int | None:
+    """The step of the model that a report is on; None if there is no report, or no sound one."""
+    try:
+        step = json.loads(report.read_text(encoding="utf-8"))["model"]["model_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def encode(space: LatentSpace, data: ImageSet, folder: Path, config: RunConfig, console: Console) -> Manifest:

@@ -87,3 +87,18 @@ def fitted(config: AutoencoderConfig, channels: int) -> AutoencoderConfig:
             f"network.channels is {config.channels}, but the data have {channels}; set network.channels={channels}."
         )
     return config.model_copy(update={"channels": channels})
+
+
+def check_sides(factor: int, size: tuple[int, int]) -> None:
+    """Nothing, if an autoencoder of this factor can be trained on pictures of H, W.
+
+    Raises:
+        InputError: the factor does not divide the sides.
+    """
+    height, width = size
+    if height % factor or width % factor:
+        near = f"{max(1, round(height / factor)) * factor}×{max(1, round(width / factor)) * factor}"
+        raise InputError(
+            f"an autoencoder of factor {factor} trains on sides that {factor} divides; the data have "
+            f"{height}×{width}, the nearest size is {near}: set data.size, or network.preset for another factor."
+        )

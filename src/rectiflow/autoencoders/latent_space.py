@@ -57,19 +57,33 @@ class LatentSpace(Autoencoder):
         """C′×⌈H/f⌉×⌈W/f⌉."""
         return (self.network.config.latent_channels, *(-(-side // self.factor) for side in shape[-2:]))
 
-    def moments(self, x: Tensor) -> Tensor:
-        """Means and log-variances of the normalised latents of pictures B×C×H×W in [−1, 1]: B×2C′×h×w, float32.
-
-        Pictures whose sides f does not divide are continued by their last row and column.
+    def check(self, shape: Sequence[int]) -> None:
+        """Nothing, if pictures of shape C×H×W can be encoded.
 
         Raises:
-            InputError: a side shorter than f.
+            InputError: a side shorter than f, or other channels than the autoencoder's.
         """
-        height, width = x.shape[-2:]
+        channels, height, width = shape
+        wanted = self.network.config.channels
+        if channels != wanted:
+            remedy = {1: "data.colour=grey", 3: "data.colour=rgb"}.get(wanted or 0, "another autoencoder")
+            raise InputError(f"the autoencoder takes {wanted} channels; the data have {channels}. Use {remedy}.")
         if min(height, width) < self.factor:
             raise InputError(
                 f"pictures of {height}×{width} are smaller than the autoencoder's factor {self.factor}; enlarge them."
             )
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Means and log-variances of the normalised latents of pictures B×C×H×W in [−1, 1]: B×2C′×h×w, float32.
+
+        Pictures whose sides f does not divide are continued by their last row and column. They may lie on any device.
+
+        Raises:
+            InputError: a side shorter than f, or other channels than the autoencoder's.
+        """
+        self.check(x.shape[-3:])
+        x = x.to(next(self.network.parameters()).device)
+        height, width = x.shape[-2:]
         padded = F.pad(x, (0, -width % self.factor, 0, -height % self.factor), mode="replicate")
         moments = self._pieces(lambda part: self.network.encode(part).moments, padded, (self.factor, 1))
         mean, deviation = self._statistics(x.device)
@@ -99,6 +113,7 @@ class LatentSpace(Autoencoder):
             raise InputError(
                 f"these latents are of a picture of at most {height}×{width}, but {size[0]}×{size[1]} was asked for."
             )
+        latents = latents.to(next(self.network.parameters()).device)
         mean, deviation = self._statistics(latents.device)
         x = self._pieces(self.network.decode, latents.float() * deviation + mean, (1, self.factor))
         return x if size is None else x[..., : size[0], : size[1]]

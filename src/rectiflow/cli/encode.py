@@ -1,6 +1,7 @@
 """`rectiflow encode`: the latents of a folder of pictures, to train in."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -50,10 +51,9 @@ class Encode:
         console = Console()
         space = load_autoencoder(self.autoencoder)
         encode(space, pictures_of(config, None, console), self.out, config, console)
-        console.print(
-            f"Train in them: rectiflow train {self.recipe} --autoencoder {self.autoencoder} --data … "
-            f"--set latent.cache.dir={self.out.absolute()}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        words = ["rectiflow", "train", self.recipe, "--autoencoder", self.autoencoder]
+        words += [] if self.data is None else ["--data", str(self.data)]
+        given = [setting for group in self.set for setting in group]
+        words += ["--set", *given, f"latent.cache.dir={self.out.absolute()}"]
+        console.print(f"Train in them: {shlex.join(words)}", highlight=False, soft_wrap=True)
         return 0

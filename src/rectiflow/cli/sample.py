@@ -114,17 +114,21 @@ class Sample:
         import torch
 
         from rectiflow.models.autoencoder import load_autoencoder, prior_pictures, read_autoencoder_config
+        from rectiflow.training.precision import resolve_device
 
         plain = Sample(self.run)
         others = [f.name for f in fields(self) if f.name not in ("run", "out", "count", "seed", "size", "device")]
         if asked := next((name for name in others if getattr(self, name) != getattr(plain, name)), ""):
+            option = asked.replace("_", "-")
             raise InputError(
-                f"{self.run} is an autoencoder, of whose prior alone pictures are made; leave out --{asked}, or train "
-                f"a flow in its latents: rectiflow train latent --autoencoder {self.run} --data DIR"
+                f"{self.run} is an autoencoder, of whose prior alone pictures are made; leave out --{option}, or train "
+                f"a flow in it: rectiflow train latent --autoencoder {self.run} --data DIR"
             )
         config = read_autoencoder_config(model)
         shape = (config.shape[0], *(self.size or config.shape[1:]))
-        pixels = prior_pictures(load_autoencoder(str(model)), shape, self.count, self.seed)
+        space = load_autoencoder(str(model))
+        space.network.to(resolve_device(self.device))
+        pixels = prior_pictures(space, shape, self.count, self.seed)
         about = {"model": str(self.run), **config.training, "prior": True, "seed": self.seed}
         labels = torch.full((self.count,), -1)
         self._write(pixels, labels, suffix, about, [{"index": i, **about} for i in range(self.count)])

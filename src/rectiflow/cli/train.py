@@ -47,6 +47,10 @@ class Train:
         if self.data is not None:
             settings.append(f"data.dir={json.dumps(str(self.data.absolute()))}")
         if self.autoencoder:
+            if self.recipe in RECIPES and getattr(RECIPES[self.recipe](), "latent", None) is None:
+                raise InputError(
+                    f"recipe {self.recipe} trains in no latents, so it takes no --autoencoder; use latent."
+                )
             there = Path(self.autoencoder)
             name = str(there.absolute()) if there.exists() else self.autoencoder
             settings.append(f"latent.autoencoder={json.dumps(name)}")

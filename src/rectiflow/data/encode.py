@@ -43,8 +43,7 @@ from rectiflow.data.latents import (
 _LOCK = ".lock"
 _ASIDE = r"\.(train|held_out|latents).*\.tmp"
 _OURS = re.compile(rf"(train|held_out)-\d{{5,}}\.(arrow|json)|{re.escape(MANIFEST)}|{re.escape(_LOCK)}|{_ASIDE}")
-# Rows are written in blocks of about this many bytes, whatever the batch, so that it cannot be seen in the file.
-_BLOCK = 2**22
+_BLOCK = 2**22  # bytes of rows written at once, about, whatever the batch, so that it cannot be seen in the file
 
 
 class Sums(Config):
@@ -107,7 +106,10 @@ def encode_set(
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         refuse_others(folder, manifest.fingerprint, fingerprint)
-        return manifest
+        if not any(
+            damage(folder, shard, False) for part in (manifest.train, manifest.held_out) for shard in part.shards
+        ):
+            return manifest
     with _alone_in(folder):
         former = _former(folder, fingerprint)
         size = next((note.shard_size for note in former.values()), config.shard)
@@ -330,15 +332,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
         not folder.is_dir() or any(not _OURS.fullmatch(path.name) for path in folder.iterdir())
     )
     if strange:
-        raise InputError(f"{folder} is there already and no folder of latents; choose another --set latent.cache.dir.")
+        raise InputError(f"{folder} is there already and no folder of latents; choose another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK, timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise InputError(
-            f"another process is encoding in {folder}; wait for it, or choose another --set latent.cache.dir."
-        ) from error
+        raise InputError(f"another process is encoding in {folder}; wait for it, or choose another folder.") from error
     except OSError as error:
         raise unwritable(folder, error) from error
     try:

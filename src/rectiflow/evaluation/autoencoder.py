@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rectiflow.autoencoders.latent_space import LatentSpace
-from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_text
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import ImageSet
@@ -41,9 +40,7 @@ def evaluate_autoencoder(
     Raises:
         InputError: pictures of other channels than the autoencoder's, or features that do not exist; one line.
     """
-    channels = space.network.config.channels
-    if data.shape[0] != channels:
-        raise InputError(f"the autoencoder takes {channels} channels; the data have {data.shape[0]}.")
+    space.check(data.shape)
     originals, _ = some(data.unseen, config.seed, config.count)
     made = torch.cat(list(_reconstructed(space, originals)))
     prior = prior_pictures(space, data.shape, min(config.count, len(originals)), config.seed)

@@ -179,13 +179,17 @@ def prior_pictures(space: LatentSpace, shape: tuple[int, int, int], count: int, 
 
     Returns:
         N×C×H×W in about [−1, 1].
+
+    Raises:
+        InputError: no pictures, or a side below 1.
     """
+    if count < 1 or min(shape) < 1:
+        raise InputError(f"expected a count and sides of at least 1, received {count} and {shape[1]}×{shape[2]}.")
     index, size = torch.arange(count), (shape[1], shape[2])
     mean, deviation = (values[:, None, None] for values in (space.mean, space.deviation))
-    device = next(space.network.parameters()).device
     made = []
     for part in torch.split(index, _CHUNK):
         latents = Key(seed, "noise").normal(part, space.latent_shape(shape))
         with torch.no_grad():
-            made.append(space.decode(((latents - mean) / deviation).to(device), size).float().cpu())
+            made.append(space.decode((latents - mean) / deviation, size).float().cpu())
     return torch.cat(made)

@@ -1,7 +1,7 @@
 """A folder of pictures by a flow in the latents of an autoencoder that is trained first, or taken."""
 
 from rectiflow.autoencoders.config import PRESETS, AutoencoderConfig
-from rectiflow.data.config import DataConfig
+from rectiflow.data.config import DataConfig, LatentsConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig
 from rectiflow.networks.config import DiTConfig
 from rectiflow.recipes.autoencoder import autoencoder
@@ -47,7 +47,7 @@ def latent_256() -> RunConfig:
         update={
             "recipe": "latent-256",
             "data": DataConfig(set="folder", size=256, flip=True),
-            "latent": LatentConfig(train=stage_1),
+            "latent": LatentConfig(train=stage_1, cache=LatentsConfig(variants=2)),
             "network": DiTConfig(patch=2, width=768, depth=12, heads=12),
             "flow": FlowConfig(shift=2.0),  # √(16·32·32 / 4096), so that larger latents see as much noise
             "steps": 400_000,

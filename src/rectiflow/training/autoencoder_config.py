@@ -32,6 +32,13 @@ class ReconstructionConfig(Config):
     kl: float = Field(1e-6, ge=0)
     equivariance: float = Field(0.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _there_is_something_to_learn(self) -> Self:
+        perceptual = self.perceptual_weight if self.perceptual else 0
+        if not self.absolute + self.square + self.structure + perceptual:
+            raise ValueError("absolute, square, structure and perceptual are all 0; a reconstruction needs one of them")
+        return self
+
 
 class DiscriminatorConfig(Config):
     """The adversary of an autoencoder, a PatchGAN with the hinge loss (Isola et al. 2017; Esser et al. 2021).
@@ -44,7 +51,8 @@ class DiscriminatorConfig(Config):
         width: channels of its first level.
         layers: levels that halve the side.
         lr: its peak learning rate; None is the autoencoder's.
-        penalty: weight γ ≥ 0 of R1, γ/2·‖∇ₓ D(x)‖² on real pictures (Mescheder et al. 2018); 0 is none.
+        penalty: weight γ ≥ 0 of R1, γ/2·‖∇ₓ Σ D(x)‖² on real pictures, of the sum over a picture's patches, so that
+            0.01 is much (Mescheder et al. 2018); 0 is none.
         lecam: weight ≥ 0 of the LeCAM regulariser (Tseng et al. 2021), for few data; 0 is none.
     """
 
@@ -82,10 +90,21 @@ class AutoencoderRunConfig(TrainingConfig):
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     preview: int = Field(6, ge=1)
 
+    @model_validator(mode="after")
+    def _graphs_are_kept(self) -> Self:
+        if self.compile and self.discriminator.weight:
+            raise ValueError(
+                "compile=true gives the graph up that a discriminator's adaptive weight and penalty go through twice; "
+                "set compile=false or discriminator.weight=0"
+            )
+        return self
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of these settings before they train."""
-        return ()
+        if not self.network.linear:
+            return ()
+        return ("with network.linear=true it cannot be exported to diffusers, whose layout has no linear code.",)
 
     @property
     def discriminator_from(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rectiflow.autoencoders.adversarial import adaptive_weight, generator_hinge, gradient_penalty, hinge, lecam
-from rectiflow.autoencoders.config import fitted
+from rectiflow.autoencoders.config import check_sides, fitted
 from rectiflow.autoencoders.discriminator import Discriminator, most_layers
 from rectiflow.autoencoders.equivariance import Move
 from rectiflow.autoencoders.latent_space import LatentSpace
@@ -34,6 +34,7 @@ from rectiflow.training.stage import Stage
 _HELD_OUT, _CHUNK, _STATISTICS = 256, 32, 1024
 _PATCHES = 256  # pictures that the linear code is fitted to
 _LECAM_DECAY = 0.99
+_GROWN = 200  # steps of a discriminator before it is judged
 
 
 @final
@@ -42,7 +43,8 @@ class AutoencoderStage(Stage):
 
     With w = `discriminator.weight` and the adaptive weight λ (`adaptive_weight`), a step minimises
     mean|x − x̂| + … + kl·KL − w·λ·mean D(x̂) by the autoencoder, then the hinge loss by the discriminator, on the same
-    reconstructions. Neither turn leaves a gradient in the other's network.
+    reconstructions. Neither turn leaves a gradient in the other's network. Where a batch is taken in parts, λ is each
+    part's own, so that parts add up to the whole but for λ.
 
     Args:
         config: the run.
@@ -58,7 +60,7 @@ class AutoencoderStage(Stage):
     def __init__(self, config: AutoencoderRunConfig, data: ImageSet, device: torch.device) -> None:
         config = config.model_copy(update={"network": fitted(config.network, data.shape[0])})
         self.config, self.data, self.device = config, data, device
-        self._check_size(data.shape)
+        check_sides(config.network.factor, data.shape[1:])
         self.samples_per_step = config.batch
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
@@ -82,17 +84,14 @@ class AutoencoderStage(Stage):
         )
         self._made: dict[tuple[int, int | None], Tensor] = {}
 
-    def _check_size(self, shape: tuple[int, int, int]) -> None:
-        factor, (height, width) = self.config.network.factor, shape[1:]
-        if height % factor or width % factor:
-            near = f"{max(1, round(height / factor)) * factor}×{max(1, round(width / factor)) * factor}"
-            raise InputError(
-                f"an autoencoder of factor {factor} trains on sides that {factor} divides; the data have "
-                f"{height}×{width}, the nearest size is {near}: set data.size, or network.preset for another factor."
-            )
-
     def _begin_from_linear_code(self, code: PatchCode) -> None:
         """The principal components of training patches, as the first batches show them."""
+        numbers = self.data.shape[0] * self.config.network.factor**2
+        if self.config.network.latent_channels > numbers:
+            raise InputError(
+                f"network.latent_channels is {self.config.network.latent_channels}, but a linear code of patches of "
+                f"{numbers} numbers has no more than these; set fewer channels or network.linear=false."
+            )
         steps = range(-(-_PATCHES // self.config.batch))
         pictures = torch.cat([self.loader(step).pixels for step in steps])
         found = linear_code(pictures, self.config.network.factor, self.config.network.latent_channels)
@@ -232,7 +231,8 @@ class AutoencoderStage(Stage):
 
     def alarms(self, means: Mapping[str, float]) -> dict[str, str]:
         """Dead latents and a discriminator that has collapsed or won, with what to try."""
-        return {**latents_dead(means, self.config), **verdict(means, self.config)}
+        old_enough = int(self.module.get_buffer("logits")[2]) >= _GROWN
+        return {**latents_dead(means, self.config), **(verdict(means, self.config) if old_enough else {})}
 
     def _pictures(self, images: Images, count: int) -> Iterator[Tensor]:
         # From all over the set, whose order may mean something.

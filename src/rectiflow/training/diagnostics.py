@@ -55,7 +55,7 @@ def verdict(means: Mapping[str, float], config: AutoencoderRunConfig) -> dict[st
     if accuracy > _SURE:
         return {
             "won": f"alarm: the discriminator has won: it is right in {accuracy:.0%} of the patches, so its gradient "
-            f"says little of how to do better. Try discriminator.penalty=10 (R1), discriminator.lecam=0.001 or a lower "
-            f"discriminator.lr (now {rate:g}) in another --run."
+            f"says little of how to do better. Try discriminator.penalty=0.001 (R1), discriminator.lecam=0.001 or a "
+            f"lower discriminator.lr (now {rate:g}) in another --run."
         }
     return {}

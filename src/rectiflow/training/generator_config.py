@@ -102,12 +102,22 @@ class RunConfig(TrainingConfig):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of these settings before they train."""
-        if self.flow.schedule != "ve" or self.flow.prediction == "data":
-            return ()
-        return (
-            f"under ve a {self.flow.prediction} of σ = {self.flow.sigma_max:g} hides the data in its noise; "
-            "flow.prediction=data learns in far fewer steps.",
-        )
+        told = []
+        if (
+            self.latent is not None
+            and self.latent.cache.variants == 1
+            and (self.data.flip or self.data.crop == "random")
+        ):
+            told.append(
+                "data.flip and data.crop=random concern the versions that are kept of each picture's latents, and "
+                "latent.cache.variants=1 keeps the plain one alone."
+            )
+        if self.flow.schedule == "ve" and self.flow.prediction != "data":
+            told.append(
+                f"under ve a {self.flow.prediction} of σ = {self.flow.sigma_max:g} hides the data in its noise; "
+                "flow.prediction=data learns in far fewer steps."
+            )
+        return tuple(told)
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:

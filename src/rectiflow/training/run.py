@@ -289,7 +289,7 @@ def _at(values: Any, name: str) -> Any:
 def _probe(stage: Stage, config: TrainingConfig) -> None:
     try:
         for turn in stage.turns:
-            stage.loss(0, parts(config)[0], turn).backward()
+            stage.loss(config.steps - 1, parts(config)[0], turn).backward()  # the last step has every term
     except RuntimeError as error:
         if not config.compile or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise

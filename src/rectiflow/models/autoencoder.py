@@ -16,7 +16,6 @@ from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_folder
 from rectiflow.base.randomness import Key
-from rectiflow.hub import is_hub_name
 from rectiflow.models.folder import (
     AUTOENCODER_WEIGHTS,
     CONVENTIONS,
@@ -109,7 +108,7 @@ def load_autoencoder(name: str) -> LatentSpace:
     folder = Path(name)
     if is_foreign(folder):
         return read_foreign(find_foreign(name))
-    if not folder.exists() and is_hub_name(name):
+    if not folder.exists():
         found = find_foreign(name)
         if is_foreign(found):
             return read_foreign(found)

@@ -35,8 +35,9 @@ def machine() -> dict[str, object]:
 
 
 def write(name: str, result: dict[str, object]) -> None:
-    """Keep a result as `results/NAME.json`, with the command that made it."""
-    command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    """Keep a result as `results/NAME.json`, with the command that made it; a folder of this machine is named DIR."""
+    script = os.path.relpath(sys.argv[0], RESULTS.parent.parent)
+    command = " ".join(["python", script, *("DIR" if os.path.isabs(word) else word for word in sys.argv[1:])])
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=1) + "\n")

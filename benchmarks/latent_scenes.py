@@ -16,6 +16,7 @@ from rich.console import Console
 import common
 from rectiflow.data.images import ImageSet
 from rectiflow.data.latents import fingerprint, open_latents
+from rectiflow.data.pictures import grid, save_png, to_uint8
 from rectiflow.data.sets import open_set
 from rectiflow.evaluation.features import Features, SmallEncoder
 from rectiflow.evaluation.memory import some
@@ -99,6 +100,24 @@ def latents_of(home: Path, name: str, settings: tuple[str, ...], data: ImageSet)
     return Latents(space, open_latents(home / f"{name}-latents", made_by, data)), facts
 
 
+def picture(home: Path) -> None:
+    """docs/latent_scenes.png: ten samples of the flow in latents above ten of the one in pixels, of a finished run."""
+    rows = []
+    for name, recipe, settings in (("latents", "latent", LATENTS), ("pixels", "folder", PIXELS)):
+        config, latents = resolve(recipe, settings=(*FLOW, *settings)), None
+        data = open_set(config.data)
+        if name == "latents":
+            space = load_autoencoder(str(home / "autoencoder-latents"))
+            made_by = fingerprint(digest(space), data, config.data, config.latent.cache)
+            latents = Latents(space, open_latents(home / "autoencoder-latents-latents", made_by, data))
+        stage = FlowStage(config, data, CPU, latents)
+        trainer = Trainer(stage, config, home / name, CPU)
+        trainer.restore()
+        pipeline = stage._pipeline(trainer.ema.module, trainer.step)
+        rows.append(pipeline.sample(Request(count=10, steps=20, solver="ab2", seed=1)).pixels)
+    save_png(grid(to_uint8(torch.cat(rows)), 10, 2), common.RESULTS.parent.parent / "docs" / "latent_scenes.png", {})
+
+
 def main(home: Path, equivariance: float = 0.5) -> None:
     home.mkdir(parents=True, exist_ok=True)
     pixels, latent = resolve("folder", settings=(*FLOW, *PIXELS)), resolve("latent", settings=(*FLOW, *LATENTS))
@@ -121,6 +140,7 @@ def main(home: Path, equivariance: float = 0.5) -> None:
         result[name] = {**facts, "curve": points}
     result["pixels"] = {"curve": curve(FlowStage(pixels, data, CPU), home / "pixels", by, real)}
     common.write("latent_scenes", result)
+    picture(home)
 
 
 if __name__ == "__main__":

@@ -255,8 +255,11 @@ def photos(result: dict) -> str:
             ]
             for name, found in entry.items()
         ]
+        lost = entry["without"]["psnr_unclipped"] - entry["with"]["psnr_unclipped"]
+        share = entry["with"]["spectrum_error"] / entry["without"]["spectrum_error"]
         header = [title, "PSNR, dB", "SSIM", "spectrum error", "sharpness", "gradient correlation", "minutes"]
         parts.append(table(header, rows))
+        parts.append(f"With the discriminator {share:.2f} of the spectrum's error, for {lost:.2f} dB.")
     settings = ", ".join(f"`{setting}`" for setting in result["settings"])
     parts.append(f"Recipe `autoencoder` with {settings}. `{result['command']}` on {where(result['machine'])}.")
     return "\n\n".join(parts)

@@ -30,3 +30,12 @@ def _threads():
 def small() -> RunConfig:
     """A run of six steps that takes a fraction of a second."""
     return resolve("digits", settings=SMALL)
+
+
+def same(left, right):
+    """Whether two nested states are equal, tensors to the bit."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right

@@ -17,6 +17,7 @@ from rectiflow.recipes.registry import resolve
 from rectiflow.training.autoencoder_stage import AutoencoderStage
 from rectiflow.training.diagnostics import latents_dead, verdict
 from rectiflow.training.trainer import Trainer, alone
+from tests.conftest import same
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -202,14 +203,6 @@ def trained(settings, folder, steps):
             trainer.step += 1
         trainer.save()
     return trainer._state()
-
-
-def same(left, right):
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6])

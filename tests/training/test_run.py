@@ -21,7 +21,7 @@ from rectiflow.training.log import last_metrics
 from rectiflow.training.run import describe_run, read_run, train
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, same
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
@@ -32,14 +32,6 @@ def state(config, folder):
     trainer = Trainer(FlowStage(config, digits(), CPU), config, folder, CPU)
     trainer.restore()
     return trainer._state()
-
-
-def same(left, right):
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
 def stop_at(monkeypatch, step):

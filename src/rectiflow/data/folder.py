@@ -39,6 +39,7 @@ class Files(Images):
         self.table, self.config, self.grey = table.flatten_indices(), config, grey
         self.shape = (1 if grey else 3, *size)
         self.labels = torch.tensor(self.table["label"][:], dtype=torch.int64)
+        self.captioned = any(self.table["caption"])
         self._lost: set[str] = set()
 
     def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
@@ -51,7 +52,7 @@ class Files(Images):
         pictures = [self._one(i, p) for i, p in zip(index.tolist(), places, strict=True)]
         return torch.from_numpy(np.stack(pictures))
 
-    def captions(self, index: Tensor) -> list[str]:
+    def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
         """The captions at `index`; empty where there is none."""
         return [self.table.data.column("caption")[i].as_py() for i in index.tolist()]
 

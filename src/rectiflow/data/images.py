@@ -16,12 +16,14 @@ class Images(ABC):
         labels: int64 N; −1 for a picture without a label.
         costly: whether fetching is work that another process should do ahead.
         prepared: whether crops and mirrors are made already, so that `place` chooses among what there is.
+        captioned: whether any picture has a caption.
     """
 
     shape: tuple[int, int, int]
     labels: Tensor
     costly: bool = False
     prepared: bool = False
+    captioned: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,8 +39,13 @@ class Images(ABC):
                 whose pictures have the size already ignore it.
         """
 
-    def captions(self, index: Tensor) -> list[str]:
-        """The captions at `index`; empty where there is none."""
+    def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
+        """A caption of each picture at `index`; empty where there is none.
+
+        Args:
+            index: which, int64 B.
+            choice: B in [0, 1): of a picture's n captions number ⌊n·choice⌋; None is the first.
+        """
         return [""] * len(index)
 
 

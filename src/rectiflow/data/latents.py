@@ -116,7 +116,7 @@ class Latents(Images):
         variants: int,
     ) -> None:
         self.shape, self.labels, self.dtype, self.variants = shape, pixels.labels, dtype, variants
-        self._blocks, self._pixels = blocks, pixels
+        self._blocks, self._pixels, self.captioned = blocks, pixels, pixels.captioned
         self._starts = np.cumsum([0, *(len(block) for block in blocks)])[:-1]
 
     def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
@@ -136,9 +136,9 @@ class Latents(Images):
             out[...] = self._blocks[number][row - self._starts[number]]
         return torch.from_numpy(bits).view(self.dtype).float()
 
-    def captions(self, index: Tensor) -> list[str]:
+    def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
         """The captions of the pictures at `index`."""
-        return self._pixels.captions(index)
+        return self._pixels.captions(index, choice)
 
 
 def fingerprint(

@@ -47,10 +47,19 @@ def _order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """Pictures, float32 B×C×H×W in [−1, 1], and their labels, int64 B."""
+    """One step's samples.
+
+    Attributes:
+        pixels: float32 B×C×H×W in [−1, 1].
+        labels: int64 B; −1 for a picture without a label.
+        captions: B of them; empty where there is none.
+        index: int64 B, the rows of the set.
+    """
 
     pixels: Tensor
     labels: Tensor
+    captions: tuple[str, ...]
+    index: Tensor
 
 
 @final
@@ -75,7 +84,13 @@ class _Batches(Dataset["Batch | str"]):
         if self.config.flip and not self.images.prepared:
             mirrored = draws[:, 2, None, None, None] < 0.5
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        return Batch(pixels, self.images.labels[index])
+        return Batch(pixels, self.images.labels[index], self._captions(step, index), index)
+
+    def _captions(self, step: int, index: Tensor) -> tuple[str, ...]:
+        if not self.images.captioned:
+            return ("",) * len(index)
+        choice = Key(self.seed, "training caption", step).uniform(torch.arange(self.batch))
+        return tuple(self.images.captions(index, choice))
 
 
 @final
@@ -124,7 +139,7 @@ class Loader:
         batch = self._ahead(step) if self._workers and step < self._steps else self._batches[step]
         if isinstance(batch, str):
             raise InputError(batch)
-        batch = Batch(to_float(batch.pixels), batch.labels)
+        batch = batch._replace(pixels=to_float(batch.pixels))
         self.waited += time.perf_counter() - began
         self._last = step, batch
         return batch

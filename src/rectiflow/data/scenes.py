@@ -104,6 +104,8 @@ class Scenes(Images):
         count: number of scenes.
     """
 
+    captioned = True
+
     def __init__(self, digits: Images, part: str, count: int) -> None:
         self.part, self.shape = part, (3, SIDE, SIDE)
         self.labels = torch.full((count,), -1)
@@ -129,7 +131,7 @@ class Scenes(Images):
         rows = self._draws("scene", index).tolist()
         return [self._scene(number, row) for number, row in zip(index.tolist(), rows, strict=True)]
 
-    def captions(self, index: Tensor) -> list[str]:
+    def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
         """The sentences of the scenes at `index`."""
         return [scene.caption for scene in self.scenes(index)]
 

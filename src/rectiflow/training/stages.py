@@ -123,7 +123,8 @@ class PictureStage(Stage):
         """Latents, conditions and positions of a part of the batch of `step`."""
         index = torch.arange(self.config.batch)[part]
         self._seed(step, index)
-        pixels, labels = (whole[part] for whole in self.loader(step))
+        batch = self.loader(step)
+        pixels, labels = batch.pixels[part], batch.labels[part]
         self.waited = self.loader.waited + (self.sources.waited if self.sources else 0.0)
         return self._latents(pixels, self._key("dequantise", step), index), self._condition(labels), index
 

@@ -40,7 +40,7 @@ PLACES = tuple(
 RELATIONS = ("above", "below", "left of", "right of")
 SIDE, _CELL, _DIGIT = 32, 10, 8
 _RELATED = 0.25  # share of scenes told by a relation
-_DRAWS = 32
+_SCENE_DRAWS, _PIXEL_DRAWS = 16, 12
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class Scene:
         return not any(thing.is_held_out for thing in self.things)
 
 
+_PAIRS = [(digit, colour) for digit in range(10) for colour in COLOURS]
+_SEEN = [pair for pair in _PAIRS if not Thing(*pair, 0).is_held_out]
+_INKS = {name: np.array(colour, dtype=np.float64)[:, None, None] for name, colour in COLOURS.items()}
+
+
 @final
 class Scenes(Images):
     """Scenes drawn when asked for; scene i of a part is a function of i alone.
@@ -114,7 +119,7 @@ class Scenes(Images):
 
     def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
         """uint8 pictures of the scenes at `index`."""
-        draws = self._draws("pixels", index)
+        draws = self._draws("pixels", index, _PIXEL_DRAWS).tolist()
         pixels = np.zeros((len(index), 3, SIDE, SIDE), dtype=np.float32)
         for picture, scene, row in zip(pixels, self.scenes(index), draws, strict=True):
             for number, thing in enumerate(scene.things):
@@ -122,37 +127,32 @@ class Scenes(Images):
                 examples = self._digits[thing.digit]
                 top = 1 + _CELL * (thing.place // 3) + int(3 * down)
                 left = 1 + _CELL * (thing.place % 3) + int(3 * right)
-                ink = np.multiply.outer(COLOURS[thing.colour], examples[int(which * len(examples))])
+                ink = _INKS[thing.colour] * examples[int(which * len(examples))]
                 picture[:, top : top + _DIGIT, left : left + _DIGIT] = ink
         return torch.from_numpy(pixels.round().astype(np.uint8))
 
     def scenes(self, index: Tensor) -> list[Scene]:
         """What is in the pictures at `index`."""
-        rows = self._draws("scene", index).tolist()
+        rows = self._draws("scene", index, _SCENE_DRAWS).tolist()
         return [self._scene(number, row) for number, row in zip(index.tolist(), rows, strict=True)]
 
     def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
         """The sentences of the scenes at `index`."""
         return [scene.caption for scene in self.scenes(index)]
 
-    def _draws(self, purpose: str, index: Tensor) -> np.ndarray:
-        return Key(0, f"digit-scenes {self.part} {purpose}").uniform(index, (_DRAWS,)).numpy()
+    def _draws(self, purpose: str, index: Tensor, count: int) -> np.ndarray:
+        return Key(0, f"digit-scenes {self.part} {purpose}").uniform(index, (count,)).numpy()
 
     def _scene(self, number: int, draws: Sequence[float]) -> Scene:
         relation = RELATIONS[int(draws[0] * 4)] if draws[1] < _RELATED else ""
         count = 2 if relation else 1 + int(draws[2] * 3)
         places = _related(relation, draws[3:6]) if relation else _choose(9, count, draws[3:6])
-        things = [self._thing(place, draws[6 + 2 * i : 8 + 2 * i]) for i, place in enumerate(places)]
+        things = [Thing(*_SEEN[int(draws[6 + 2 * i] * len(_SEEN))], place) for i, place in enumerate(places)]
         if self.part != "train" and number % 2:
             colour = list(COLOURS)[int(draws[12] * len(COLOURS))]
             novel = next(d for d in range(10) if Thing(d, colour, 0).is_held_out)
             things[int(draws[13] * count)] = Thing(novel, colour, places[int(draws[13] * count)])
         return Scene(tuple(things), relation)
-
-    def _thing(self, place: int, draws: Sequence[float]) -> Thing:
-        pairs = [Thing(digit, colour, place) for digit in range(10) for colour in COLOURS]
-        seen = [pair for pair in pairs if not pair.is_held_out]
-        return seen[int(draws[0] * len(seen))]
 
 
 def _choose(count: int, chosen: int, draws: Sequence[float]) -> list[int]:

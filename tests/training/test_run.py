@@ -196,6 +196,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_model(small, tm
     assert train(small, tmp_path, QUIET).finished
 
 
+def test_memory_that_is_full_is_one_line_and_keeps_the_last_good_model(small, tmp_path, monkeypatch):
+    original = Trainer._train
+
+    def full(self, step):
+        if step == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "_train", full)
+    with pytest.raises(InputError, match=r"no memory left in step 5.*after step 3, is in .*model.*accumulate=2"):
+        train(small, tmp_path / "run", QUIET)
+    assert describe_run(tmp_path / "run")["checkpoint_step"] == 3
+
+
 def test_a_gradient_that_is_not_finite_stops_too(small, tmp_path, monkeypatch):
     """The loss of the step is fine, and a save follows at once: the poisoned weights must not be saved."""
     original = FlowStage.loss

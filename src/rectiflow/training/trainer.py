@@ -117,8 +117,9 @@ class Trainer:
         """Train to the last step, or until interrupted; True if the last step is done.
 
         Raises:
-            InputError: the loss or its gradient is not finite, or a checkpoint cannot be written: the last model and
-                checkpoint saved stay as they are. Or the data are gone: what has been learned is saved.
+            InputError: the loss or its gradient is not finite, the device's memory is full, or a checkpoint cannot be
+                written: the last model and checkpoint saved stay as they are. Or the data are gone: what has been learned is
+                saved.
         """
         every, steps = self.config.every, self.config.steps
         self._since, self._waited = time.perf_counter(), self.stage.waited
@@ -129,6 +130,11 @@ class Trainer:
                 self._look()
                 self.save()
                 raise
+            except torch.OutOfMemoryError as error:  # a step may be half taken: nothing is saved after it
+                raise InputError(
+                    f"{self.device} had no memory left in step {self.step + 1}: training stopped; {self._kept}. Try "
+                    f"more parts of a batch: --set accumulate={2 * self.config.accumulate} in another --run."
+                ) from error
             self.step += 1
             if self._due(every.log) or interrupt.asked:
                 means = self._look()
@@ -233,13 +239,14 @@ class Trainer:
                 loss = sum(float(values[turn]) for turn in turns if turn in values)
                 self._stop(self.step - len(self._pending) + first, loss, float(values["gradient_norm"]))
 
+    @property
+    def _kept(self) -> str:
+        saved, model = self.checkpoints.steps(), self.folder / "model"
+        return f"the last good model, after step {saved[-1]}, is in {model}" if saved else "none was saved"
+
     def _stop(self, step: int, loss: float, norm: float) -> None:
-        saved = self.checkpoints.steps()
-        kept = (
-            f"the last good model, after step {saved[-1]}, is in {self.folder / 'model'}" if saved else "none was saved"
-        )
         raise InputError(
-            f"loss {loss} and gradient norm {norm} at step {step + 1}: training stopped; {kept}. "
+            f"loss {loss} and gradient norm {norm} at step {step + 1}: training stopped; {self._kept}. "
             f"Try a lower rate: --set optimiser.lr={self.config.optimiser.lr / 3:.2g} in another --run."
         )
 

@@ -79,7 +79,7 @@ def test_pictures_too_small_are_refused_with_what_would_do():
                 network(1, 2, layers + 1)(torch.zeros(1, 1, side, side))
     assert [most_layers(side) for side in (6, 11, 12, 16, 23, 24, 512)] == [1, 1, 2, 2, 2, 3, 3]
     assert most_layers(512, most=5) == 5
-    with pytest.raises(InputError, match="at least 6 pixels a side, received 5"):
+    with pytest.raises(InputError, match=r"at least 6 pixels a side, received 5; set a larger data\.size, or disc"):
         most_layers(5)
     with pytest.raises(InputError, match="received 5"):
         network(1, 2, 1)(torch.zeros(1, 1, 5, 32))

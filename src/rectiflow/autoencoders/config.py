@@ -32,11 +32,11 @@ class AutoencoderConfig(Config):
         quantised: 1×1 convolutions around the latents, as in SD and SDXL; SD3 and FLUX have none.
     """
 
-    channels: int | None = Field(None, ge=1)
-    latent_channels: int = Field(16, ge=1)
-    width: int = Field(32, ge=1)
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 4), min_length=1)
-    blocks: int = Field(1, ge=1)
+    channels: int | None = Field(None, ge=1, le=2**12)
+    latent_channels: int = Field(16, ge=1, le=2**12)
+    width: int = Field(32, ge=1, le=2**14)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=2**8)], ...] = Field((1, 2, 4, 4), min_length=1, max_length=12)
+    blocks: int = Field(1, ge=1, le=2**6)
     groups: int = Field(8, ge=1)
     attention: bool = True
     linear: bool = False

@@ -100,5 +100,8 @@ def most_layers(side: int, most: int = 3) -> int:
         InputError: under 6 pixels.
     """
     if side < 6:
-        raise InputError(f"a discriminator of patches needs pictures of at least 6 pixels a side, received {side}.")
+        raise InputError(
+            f"a discriminator of patches needs pictures of at least 6 pixels a side, received {side}; "
+            "set a larger data.size, or discriminator.weight=0."
+        )
     return min(most, (side // 3).bit_length() - 1)

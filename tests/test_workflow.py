@@ -78,7 +78,7 @@ def test_one_command_leaves_one_model(tmp_path, console):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_each_stage_goes_on_where_it_was_stopped(tmp_path, console, monkeypatch):
+def test_each_stage_goes_on_where_it_was_stopped(tmp_path, console, monkeypatch, capsys):
     """Cut off in stage 1, in encoding and in stage 2, it ends with the weights of one never stopped."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     workflow.run(config(), whole, console)
@@ -96,8 +96,10 @@ def test_each_stage_goes_on_where_it_was_stopped(tmp_path, console, monkeypatch)
     assert read_run(run).recipe == "latent"  # it can be gone on with by --resume from the start
     encode = workflow.encode_set
     monkeypatch.setattr(workflow, "encode_set", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        workflow.run(read_run(run), run, console)
+    assert not workflow.run(read_run(run), run, console).finished
+    assert "whole shards are kept" in console.export_text(clear=False)
+    assert main(["train", "--resume", str(run)]) == 130
+    assert f"Go on: rectiflow train --resume {run}" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(workflow, "encode_set", encode)
     with pytest.raises(KeyboardInterrupt):
         workflow.run(read_run(run), run, console)
@@ -262,3 +264,89 @@ def test_settings_that_cannot_be(tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert main(["train", "digits", "--autoencoder", str(tmp_path), "--run", str(tmp_path / "r")]) == 2
     assert "takes no --autoencoder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def autoencoder(tmp_path, console):
+    """The run of an autoencoder of the digits."""
+    first = resolve("autoencoder", settings=[s.removeprefix("latent.train.") for s in FIRST])
+    first = first.model_copy(update={"data": config().data})
+    workflow.run(first, tmp_path / "ae", console)
+    return tmp_path / "ae"
+
+
+def doctored(folder, change):
+    path = folder / "model" / "config.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_an_unfinished_autoencoder_is_said(tmp_path, console, autoencoder):
+    doctored(autoencoder, lambda values: values["training"].update(step=2))
+    assert workflow.run(config(f"latent.autoencoder={autoencoder}"), tmp_path / "run", console).finished
+    assert f"the autoencoder {autoencoder} was stopped after step 2 of 4" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["autoencoder"]["network"].update(width=10**9), "width: input should be less than or equal to"),
+        (lambda v: v["autoencoder"]["network"].update(width=0), "width: input should be greater than or equal to 1"),
+        (lambda v: v["autoencoder"]["network"].update(multipliers=[1, 10**9]), "less than or equal to 256"),
+        (lambda v: v["autoencoder"]["network"].update(width=2**14, multipliers=[1, 256]), "asks for"),
+        (lambda v: v["autoencoder"].update(mean=[0.0]), "for each of the 3 latent channels, received 1 and 3"),
+        (lambda v: v["autoencoder"].update(deviation=[1.0, 0.0, 1.0]), "greater than 0"),
+        (lambda v: v.update(shape=[3, 8, 8]), "does not suit a network of 1 channels"),
+    ],
+)
+def test_a_doctored_autoencoder_is_one_line(tmp_path, capsys, autoencoder, change, words):
+    doctored(autoencoder, change)
+    capsys.readouterr()
+    assert main(["sample", str(autoencoder), "--out", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_what_is_not_for_autoencoders_is_refused(tmp_path, capsys, autoencoder):
+    run = str(autoencoder)
+    for arguments, words in (
+        (["evaluate", run, "--likelihood"], "leave out --likelihood"),
+        (["evaluate", run, "--steps", "9"], "leave out --steps"),
+        (["average", run, "--length", "0.1", "--out", str(tmp_path / "out")], "is an autoencoder's run"),
+        (["evaluate", run, "--device", "cud"], "Did you mean 'cuda'"),
+        (["compare", run, "--device", "cud"], "Did you mean 'cuda'"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    for command in ("info", "sample"):
+        assert main([command, str(tmp_path / "foreign")]) == 2
+        assert "rectiflow train latent --autoencoder" in capsys.readouterr().err
+
+
+def test_the_report_is_made_on_the_runs_device(tmp_path, console, monkeypatch):
+    asked = []
+    monkeypatch.setattr(workflow, "resolve_device", lambda name: (asked.append(name), torch.device("cpu"))[1])
+    load = Pipeline.load
+    monkeypatch.setattr(
+        Pipeline, "load", lambda folder, device="absent": (asked.append(device), load(folder, device))[1]
+    )
+    workflow.run(config("device=cpu"), tmp_path / "run", console)
+    assert asked[-2:] == ["cpu", "cpu"]
+
+
+def test_a_bridge_is_scored_from_its_held_out_sources(tmp_path, console):
+    draws = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(60):
+            Image.fromarray(draws.integers(0, 255, (8, 8), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    folders = f"dir: {tmp_path / 'a'}, source_dir: {tmp_path / 'b'}"
+    asked = config(f"data={{set: folder, size: 8, held_out: 0.4, {folders}}}", "flow.source=pictures")
+    assert workflow.run(asked, tmp_path / "run", console).finished
+    assert (tmp_path / "run" / "evaluation" / "report.json").exists()

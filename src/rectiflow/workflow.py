@@ -11,12 +11,12 @@ from rectiflow.autoencoders.config import check_sides, fitted
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.errors import InputError
 from rectiflow.data.encode import encode_set
-from rectiflow.data.images import ImageSet
+from rectiflow.data.images import ImageSet, to_float
 from rectiflow.data.latents import Manifest, fingerprint, open_latents
 from rectiflow.data.sets import keep_index, open_set, open_source
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.report import evaluate
-from rectiflow.models.autoencoder import digest, load_autoencoder
+from rectiflow.models.autoencoder import digest, load_autoencoder, unfinished
 from rectiflow.models.folder import describe
 from rectiflow.pipeline import Pipeline
 from rectiflow.training.config import TrainingConfig
@@ -118,7 +118,11 @@ class _Workflow:
                 self._say(f"The autoencoder was stopped after step {space.step} of {self._latent.train.steps}.")
                 return Outcome(0, finished=False, trained=True)
             data = open_set(self.config.data, self.folder / INDEX_NAME)
-            latents = Latents(space, self._encode(space, data))
+            try:
+                latents = Latents(space, self._encode(space, data))
+            except KeyboardInterrupt:
+                self._say("The encoding was stopped; whole shards are kept.")
+                return Outcome(0, finished=False, trained=True)
             outcome = train_here(self.config, self.config, self.folder, self.console, latents)
         if outcome.finished:
             self._evaluate()
@@ -132,6 +136,8 @@ class _Workflow:
     def _autoencoder(self) -> LatentSpace | Outcome:
         """The autoencoder that is named, or the run's own, trained if need be; how its training ended if stopped."""
         if self._latent.autoencoder:
+            if note := unfinished(self._latent.autoencoder):
+                self._say(note)
             return load_autoencoder(self._latent.autoencoder)
         asked, place = self._latent.train, self.folder / AUTOENCODER
         # The pictures are the run's; how they are cropped and mirrored is the autoencoder's own.
@@ -161,7 +167,10 @@ class _Workflow:
             )
             return
         count = min(_MOST, len(data.held_out))
-        pipeline = Pipeline.load(self.folder)
+        pipeline = Pipeline.load(self.folder, str(resolve_device(self.config.device)))
+        if self.config.data.source_dir:
+            shown = open_source(self.config.data, pipeline.shape, self.folder / SOURCE_INDEX_NAME).unseen
+            pipeline.start_from(lambda rows: to_float(shown.fetch(rows)), len(shown))
         asked = EvaluateConfig(count=count, steps=self.config.preview.steps, solver=self.config.preview.solver)
         scores = evaluate(pipeline, data, asked, out, about)["scores"]
         self._say(f"Fréchet distance {json.dumps(scores['frechet'])}; the report is {out / 'report.md'}.")

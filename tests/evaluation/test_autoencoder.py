@@ -10,6 +10,7 @@ from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.vae import VAE
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
+from rectiflow.data.images import ImageSet, InMemory
 from rectiflow.evaluation.autoencoder import evaluate_autoencoder
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.linear_code import linear_code
@@ -46,3 +47,16 @@ def test_report(tmp_path):
 def test_other_channels(tmp_path):
     with pytest.raises(InputError, match="the autoencoder takes 3 channels; the data have 1"):
         evaluate_autoencoder(space(3), digits(), EvaluateConfig(count=20), tmp_path, {})
+
+
+def test_an_exact_reconstruction_is_null_in_json_and_a_word_on_the_page(tmp_path):
+    blank = torch.zeros(30, 1, 8, 8)
+    data = ImageSet(InMemory(blank, torch.full((30,), -1)), InMemory(blank, torch.full((30,), -1)), ())
+    model = space()
+    for weights in model.network.parameters():
+        weights.zero_()
+    result = evaluate_autoencoder(model, data, EvaluateConfig(count=20, features="pixels"), tmp_path, {})
+    assert result["reconstruction"]["psnr"] is None
+    text = (tmp_path / "report.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["reconstruction"]["psnr"] is None
+    assert "| PSNR, dB | exact |" in (tmp_path / "report.md").read_text()

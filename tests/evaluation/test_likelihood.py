@@ -5,9 +5,14 @@ import math
 import pytest
 import torch
 
+from rectiflow.autoencoders.config import AutoencoderConfig
+from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.autoencoders.vae import VAE
 from rectiflow.base.errors import InputError
 from rectiflow.data.images import ImageSet, InMemory
+from rectiflow.evaluation import likelihood, memory
 from rectiflow.evaluation.likelihood import LikelihoodRequest, dequantised, held_out_likelihood
+from rectiflow.evaluation.memory import loss_by_noise
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.config import DiTConfig
@@ -74,3 +79,37 @@ def test_what_cannot_be_measured_is_refused():
     model.shape = (1, 8, 8)
     with pytest.raises(InputError, match="expected pictures of"):
         held_out_likelihood(model, other)
+
+
+def test_a_decoder_without_a_probability_has_no_likelihood():
+    model = pipeline(0.6)
+    config = AutoencoderConfig(channels=1, width=8, multipliers=(1, 2), groups=4, latent_channels=2)
+    model.autoencoder = LatentSpace(VAE(config))
+    with pytest.raises(InputError, match=r"its decoder was trained on differences of pictures, not on a probability"):
+        held_out_likelihood(model, ImageSet(levels(50, 0), levels(5, 1), (), LEVELS))
+
+
+def test_every_tensor_follows_the_model(monkeypatch):
+    """Each call that moves a tensor to the model's device is counted, since one left behind fails only on a GPU."""
+    moved = []
+    original = torch.Tensor.to
+    device = torch.device("cpu", 0)  # the CPU by another name
+    monkeypatch.setattr(likelihood, "device_of", lambda pipeline: device)
+    monkeypatch.setattr(memory, "device_of", lambda pipeline: device)
+
+    def to(self, *arguments, **keywords):
+        if device is next(iter(arguments), None):
+            moved.append(tuple(self.shape))
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    model = pipeline(0.6)
+    model.class_names = ("only",)
+    data = ImageSet(levels(50, 0), levels(5, 1), ("only",), LEVELS)
+    request = LikelihoodRequest(ode=LikelihoodConfig(2), mixture=False, bound_draws=2)
+    held_out_likelihood(model, data, request)
+    assert moved == [(5,), (5, 1, 4, 4), (5, 1, 4, 4)]  # labels; pictures of the ODE and of the bound
+    moved.clear()
+    loss_by_noise(model, data.train, data.held_out)
+    assert moved.count((5,)) == 2
+    assert moved.count((5, 1, 4, 4)) == 2 + 2 * 9  # pictures of both parts, and the noise of nine levels

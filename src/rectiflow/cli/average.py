@@ -33,8 +33,15 @@ class Average:
         from dataclasses import replace
 
         from rectiflow.pipeline import Pipeline
+        from rectiflow.training.autoencoder_config import AutoencoderRunConfig
         from rectiflow.training.post_hoc import post_hoc
+        from rectiflow.training.run import CONFIG_NAME, read_run
 
+        if (self.run / CONFIG_NAME).is_file() and isinstance(read_run(self.run), AutoencoderRunConfig):
+            raise InputError(
+                f"{self.run} is an autoencoder's run, and averages are put together of flows alone; choose its average "
+                "before it is trained: --set ema=0.999."
+            )
         average = post_hoc(self.run, self.length, self.step)
         pipeline = Pipeline.load(self.run)
         pipeline.flow.load_state_dict(average.weights)

@@ -24,6 +24,7 @@ class Compare:
         count: Samples of each.
         features: pixels, encoder, or the local folder of one.
         seed: Of all draws.
+        device: auto, cpu, cuda or mps.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -34,6 +35,7 @@ class Compare:
     count: int = 500
     features: str = "encoder"
     seed: int = 0
+    device: str = "auto"
 
     def __call__(self) -> int:
         """Compare; returns the exit status."""
@@ -43,6 +45,7 @@ class Compare:
         from rectiflow.cli.runs import data_of, model_of
         from rectiflow.evaluation.compare import compare
         from rectiflow.sampling.solvers import solver as solver_named
+        from rectiflow.training.precision import resolve_device
 
         ways = []
         for solver, cost, weight in product(self.solvers, self.steps, self.guidance):
@@ -51,8 +54,8 @@ class Compare:
             way = EvaluateConfig.parse({**asked, "features": self.features, "seed": self.seed}, "rectiflow compare")
             if way not in ways:
                 ways.append(way)
-        data = data_of(self.runs[0])
-        models = {str(run): model_of(run) for run in self.runs}
+        data, device = data_of(self.runs[0]), str(resolve_device(self.device))
+        models = {str(run): model_of(run, device) for run in self.runs}
         for name, pipeline in models.items():
             if tuple(pipeline.shape) != tuple(data.shape):
                 raise InputError(f"{name} makes pictures of {pipeline.shape}; the first run's are {tuple(data.shape)}.")

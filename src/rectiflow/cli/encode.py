@@ -44,13 +44,21 @@ class Encode:
 
         from rich.console import Console
 
-        from rectiflow.models.autoencoder import load_autoencoder
+        from rectiflow.models.autoencoder import load_autoencoder, unfinished
         from rectiflow.training.run import pictures_of
         from rectiflow.workflow import encode
 
         console = Console()
         space = load_autoencoder(self.autoencoder)
-        encode(space, pictures_of(config, None, console), self.out, config, console)
+        if note := unfinished(self.autoencoder):
+            console.print(note, highlight=False, soft_wrap=True)
+        try:
+            encode(space, pictures_of(config, None, console), self.out, config, console)
+        except KeyboardInterrupt:
+            console.print(
+                f"Stopped; the same command goes on after the last whole shard in {self.out}.", soft_wrap=True
+            )
+            return 130
         words = ["rectiflow", "train", self.recipe, "--autoencoder", self.autoencoder]
         words += [] if self.data is None else ["--data", str(self.data)]
         given = [setting for group in self.set for setting in group]

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from rectiflow.base.errors import InputError
 from rectiflow.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from rectiflow.data.images import ImageSet
+
+_OF_FLOWS = ("steps", "solver", "guidance", "likelihood")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Evaluate:
         solver: As for rectiflow sample.
         guidance: w ≥ 0; 0 is none. Others' guidance scale is 1+w.
         seed: Of the samples, the encoder and the resampling.
-        likelihood: Bits per dimension of held-out pictures too, beside a mixture of Gaussians.
+        likelihood: Bits per dimension of held-out pictures too, beside a mixture of Gaussians; of models of pixels.
+        device: auto, cpu, cuda or mps.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -39,6 +43,7 @@ class Evaluate:
     guidance: float = 0.0
     seed: int = 0
     likelihood: bool = False
+    device: str = "auto"
 
     def __call__(self) -> int:
         """Measure; returns the exit status."""
@@ -60,8 +65,10 @@ class Evaluate:
         from rectiflow.evaluation.page import cell
         from rectiflow.evaluation.report import evaluate
         from rectiflow.models.folder import describe, find_model
+        from rectiflow.training.precision import resolve_device
 
-        result = evaluate(model_of(self.run), data, config, out, describe(find_model(self.run)))
+        pipeline = model_of(self.run, str(resolve_device(self.device)))
+        result = evaluate(pipeline, data, config, out, describe(find_model(self.run)))
         found, real = result["scores"], result["real"]
         bits = [
             f"{name}: {bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f} bits per dimension"
@@ -77,12 +84,23 @@ class Evaluate:
     def _autoencoder(self, model: Path, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:
         from rectiflow.evaluation.autoencoder import evaluate_autoencoder
         from rectiflow.models.autoencoder import describe_autoencoder, load_autoencoder
+        from rectiflow.training.precision import resolve_device
 
-        result = evaluate_autoencoder(load_autoencoder(str(model)), data, config, out, describe_autoencoder(model))
+        plain = Evaluate(self.run)
+        asked = next((name for name in _OF_FLOWS if getattr(self, name) != getattr(plain, name)), "")
+        if asked:
+            raise InputError(
+                f"{self.run} is an autoencoder, which is measured by its reconstructions; leave out --{asked}, or "
+                f"train a flow in it: rectiflow train latent --autoencoder {self.run} --data DIR"
+            )
+        space = load_autoencoder(str(model))
+        space.network.to(resolve_device(self.device))
+        result = evaluate_autoencoder(space, data, config, out, describe_autoencoder(model))
         found = result["reconstruction"]
+        quality = "exact" if found["psnr"] is None else f"{found['psnr']:.2f} dB"
         distances = result.get("frechet")
         return [
-            f"PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}, spectrum error {found['spectrum_error']:.3f} "
+            f"PSNR {quality}, SSIM {found['ssim']:.3f}, spectrum error {found['spectrum_error']:.3f} "
             f"(sharpness {found['sharpness']:+.3f}), gradient correlation {found['gradient_correlation']:.3f}",
             *([f"Fréchet distance of reconstructions {distances['reconstructions']:.4g}"] if distances else []),
         ]

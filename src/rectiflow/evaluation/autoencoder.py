@@ -1,6 +1,7 @@
 """A report folder on an autoencoder: reconstructions of held-out pictures, and what its own prior gives."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from rectiflow.evaluation.features import Features, features
 from rectiflow.evaluation.memory import some
 from rectiflow.evaluation.metrics import frechet_distance
 from rectiflow.evaluation.page import autoencoder_page
-from rectiflow.evaluation.reconstruction import reconstruction_scores, sheet
+from rectiflow.evaluation.reconstruction import psnr, reconstruction_scores, sheet
 from rectiflow.models.autoencoder import prior_pictures
 
 _CHUNK, _SHOWN, _FEWEST = 32, 8, 20
@@ -31,7 +32,7 @@ def evaluate_autoencoder(
     """Measure an autoencoder on held-out pictures; write report.json, report.md and their pictures into `out`.
 
     Args:
-        space: the autoencoder; pictures are decoded from the means of their latents.
+        space: the autoencoder, on any device; pictures are decoded from the means of their latents.
         data: its pictures; where none are held out, those of training are judged, and the report says so.
         config: how many pictures, which features, the seed.
         out: the folder; made if need be.
@@ -46,11 +47,14 @@ def evaluate_autoencoder(
     prior = prior_pictures(space, data.shape, min(config.count, len(originals)), config.seed)
     out.mkdir(parents=True, exist_ok=True)
     notes = [] if len(data.held_out) else ["no pictures are held out: these are training pictures."]
+    exact = int(psnr(made, originals).isinf().sum())
+    if 0 < exact < len(originals):
+        notes.append(f"{exact} of {len(originals)} reconstructions are exact, so that the mean PSNR is infinite.")
     scores = asdict(reconstruction_scores(made, originals))
     result: dict[str, Any] = {
         "model": about,
         "count": len(originals),
-        "reconstruction": {name: round(value, 5) for name, value in scores.items()},
+        "reconstruction": {n: round(value, 5) if math.isfinite(value) else None for n, value in scores.items()},
         "notes": notes,
     }
     if len(originals) >= _FEWEST:
@@ -70,7 +74,7 @@ def evaluate_autoencoder(
 def _reconstructed(space: LatentSpace, x: Tensor) -> Iterator[Tensor]:
     with torch.no_grad():
         for part in torch.split(x, _CHUNK):
-            yield space.decode(space.encode(part), (part.shape[-2], part.shape[-1])).float()
+            yield space.decode(space.encode(part), (part.shape[-2], part.shape[-1])).float().cpu()
 
 
 def _distances(by: Features, made: Tensor, prior: Tensor, originals: Tensor) -> dict[str, Any]:

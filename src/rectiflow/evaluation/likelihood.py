@@ -16,6 +16,7 @@ from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, ImageSet, to_float
+from rectiflow.evaluation.memory import device_of
 from rectiflow.pipeline import Pipeline
 from rectiflow.sampling.bound import BoundConfig, variational_bound
 from rectiflow.sampling.likelihood import LikelihoodConfig, log_likelihood
@@ -57,6 +58,25 @@ class LikelihoodRequest:
     seed: int = 0
 
 
+def refuse_unlikely(pipeline: Pipeline) -> None:
+    """Nothing, if the pictures of a model have a likelihood.
+
+    Raises:
+        InputError: a model of latents or of one step, a source of unknown density, or a device without float64.
+    """
+    if not isinstance(pipeline.autoencoder, Identity):
+        raise InputError(
+            "no likelihood: this model is of latents, and its decoder was trained on differences of pictures, not on a "
+            "probability p(x|l) that the bound of the chain needs; leave out --likelihood, or train in pixels."
+        )
+    if pipeline.flow.one_step:
+        raise InputError("no likelihood: this model makes pictures in one step; leave out --likelihood.")
+    if pipeline.flow_config.source == "pictures":
+        pipeline.flow.source.log_density(torch.empty(0))
+    if device_of(pipeline).type == "mps":
+        raise InputError("a likelihood needs float64 numbers, which mps has not: use --device cpu.")
+
+
 def held_out_likelihood(pipeline: Pipeline, data: ImageSet, request: LikelihoodRequest | None = None) -> dict[str, Any]:
     """Bits per dimension of the held-out pictures, given their classes, each with its standard error over pictures.
 
@@ -65,24 +85,25 @@ def held_out_likelihood(pipeline: Pipeline, data: ImageSet, request: LikelihoodR
     a mixture of Gaussians for each class whose components are chosen by cross-validation on the training pictures.
 
     Raises:
-        InputError: a model of latents, a size or channels other than the model's, or fewer than two held-out pictures.
+        InputError: a model that `refuse_unlikely` refuses, another size or channels than the model's, or fewer than two
+            held-out pictures.
     """
     request = request or LikelihoodRequest()
     count = min(request.count, len(data.held_out))
-    if not isinstance(pipeline.autoencoder, Identity):
-        raise InputError("the likelihood of pictures needs a model of pixels; this one is of latents.")
+    refuse_unlikely(pipeline)
     if tuple(data.shape) != tuple(pipeline.shape):
         raise InputError(f"expected pictures of {pipeline.shape} as trained, received {tuple(data.shape)}.")
     if count < 2:
         raise InputError(f"expected at least 2 held-out pictures, received {count}; hold out more: data.held_out=0.05.")
+    device = device_of(pipeline)
     index = torch.arange(count)
-    condition = Condition(data.held_out.labels[:count]) if pipeline.class_names else None
+    condition = Condition(data.held_out.labels[:count].to(device)) if pipeline.class_names else None
     densities, bounds = [], []
     for part in torch.split(index, _CHUNK):
         given = None if condition is None else condition.select(part)
-        noisy = dequantised(data.held_out, part, data.levels, request.seed)
+        noisy = dequantised(data.held_out, part, data.levels, request.seed).to(device)
         found = log_likelihood(pipeline.flow, noisy, given, request.ode, part)
-        densities.append(found.bits_per_dim(data.levels))
+        densities.append(found.bits_per_dim(data.levels).cpu())
         if pipeline.flow.source.is_gaussian:
             bounds.append(_bound(pipeline, data, part, given, request))
     how = {"solver": request.ode.solver, "steps": request.ode.steps, "probes": request.ode.probes}
@@ -109,7 +130,7 @@ def _bound(
     config = BoundConfig(draws=request.bound_draws, log_snr=(-14.0, request.top), levels=levels, seed=request.seed)
     plain = to_float(data.held_out.fetch(part))
     x = plain if levels else dequantised(data.held_out, part, data.levels, request.seed)
-    bound = variational_bound(pipeline.flow, x, condition, config, part).bits_per_dim
+    bound = variational_bound(pipeline.flow, x.to(device_of(pipeline)), condition, config, part).bits_per_dim.cpu()
     return bound if levels else bound + math.log2((data.levels - 1) / 2)
 
 

@@ -71,6 +71,11 @@ def some(images: Images, seed: int = 0, most: int = _MOST) -> tuple[Tensor, Tens
     return to_float(images.fetch(index)), images.labels[index]
 
 
+def device_of(pipeline: Pipeline) -> torch.device:
+    """Where a model's flow lies; the CPU if it has no weights."""
+    return next((weight.device for weight in pipeline.flow.parameters()), torch.device("cpu"))
+
+
 def loss_by_noise(
     pipeline: Pipeline, train: Images, held_out: Images, count: int = 512, seed: int = 0
 ) -> dict[str, Any]:
@@ -79,13 +84,13 @@ def loss_by_noise(
     A model that has learned its training pictures by heart has a lower loss on them. "overfitted" is said if the
     held-out loss is more than a tenth above, and by more than three standard errors.
     """
-    count = min(count, len(train), len(held_out))
+    count, device = min(count, len(train), len(held_out)), device_of(pipeline)
     result: dict[str, Any] = {"noise_share": list(_LEVELS), "count": count}
     sums = {}
     for name, images in (("train", train), ("held_out", held_out)):
         pixels, labels = some(images, seed, count)
-        x = pipeline.autoencoder.encode(pixels)
-        condition = Condition(labels) if pipeline.class_names else None
+        x = pipeline.autoencoder.encode(pixels.to(device))
+        condition = Condition(labels.to(device)) if pipeline.class_names else None
         losses = []
         for level, noise_share in enumerate(_LEVELS):
             # β/(α+β) of the level: t itself on the rectified path, and as noisy on every other.
@@ -93,7 +98,7 @@ def loss_by_noise(
             t = pipeline.flow.schedule.time_of(log_snr).expand(count)
             z = pipeline.flow.source.sample(Key(seed, "noise level", level), torch.arange(count), x.shape[1:])
             with torch.no_grad():
-                losses.append(flow_matching_loss(pipeline.flow, x, t, z, condition))
+                losses.append(flow_matching_loss(pipeline.flow, x, t, z.to(device), condition).cpu())
         result[name] = [round(float(loss.mean()), 5) for loss in losses]
         sums[name] = torch.stack(losses).mean(0).double()
     gap = sums["held_out"].mean() - sums["train"].mean()

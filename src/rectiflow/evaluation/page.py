@@ -35,7 +35,8 @@ _RECONSTRUCTION = {
 def autoencoder_page(result: dict[str, Any]) -> str:
     """The page of what `evaluate_autoencoder` measured."""
     found = result["reconstruction"]
-    rows = [f"| {title} | {found[name]:.4g} | {words} |" for name, (title, words) in _RECONSTRUCTION.items()]
+    shown = {name: "exact" if value is None else f"{value:.4g}" for name, value in found.items()}
+    rows = [f"| {title} | {shown[name]} | {words} |" for name, (title, words) in _RECONSTRUCTION.items()]
     if "frechet" in result:
         distances = result["frechet"]
         words = f"by {distances['features']}; of one half of the pictures to the other {distances['halves']:.4g}"

@@ -13,7 +13,7 @@ from rectiflow.data.images import ImageSet
 from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import features
-from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_likelihood
+from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_likelihood, refuse_unlikely
 from rectiflow.evaluation.memory import in_features, loss_by_noise, sheet_of_pairs, some
 from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
@@ -28,14 +28,15 @@ def evaluate(
     """Measure a model and write report.json, report.md, their pictures, and the encoder if one was trained, into `out`.
 
     Args:
-        pipeline: the model.
+        pipeline: the model, on any device.
         data: its pictures; the held-out ones are the reference, the training ones tell copies.
         config: what to measure.
         out: the folder; made if need be.
         about: what the model is, for readers.
 
     Raises:
-        InputError: too few held-out pictures, or pictures of another shape than the model's.
+        InputError: too few held-out pictures, pictures of another shape than the model's, or a likelihood asked of a
+            model that has none.
     """
     if tuple(data.shape) != tuple(pipeline.shape):
         raise InputError(f"the model makes pictures of {tuple(pipeline.shape)}; the data have {tuple(data.shape)}.")
@@ -46,8 +47,8 @@ def evaluate(
         )
     # What cannot be done is told before anything is trained.
     solver(config.solver)
-    if config.likelihood and pipeline.flow_config.source == "pictures":
-        pipeline.flow.source.log_density(torch.empty(0))
+    if config.likelihood:
+        refuse_unlikely(pipeline)
     out.mkdir(parents=True, exist_ok=True)
     by = features(config.features, data.train, config.seed)
     samples, cost = drawn(pipeline, config)

@@ -3,9 +3,10 @@
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from rectiflow.autoencoders.autoencoder import Autoencoder
@@ -53,6 +54,15 @@ class AutoencoderModelConfig(Config):
     training: dict[str, Any]
     weights: dict[str, str]
 
+    @model_validator(mode="after")
+    def _shape_is_the_networks(self) -> Self:
+        channels = self.autoencoder.network.channels
+        if self.shape[0] != channels or min(self.shape) < 1:
+            raise ValueError(
+                f"shape {list(self.shape)} does not suit a network of {channels} channels; restore the file"
+            )
+        return self
+
 
 def record_of(space: LatentSpace) -> AutoencoderRecord:
     """What a model's `config.json` says of its autoencoder."""
@@ -69,6 +79,20 @@ def restored(record: AutoencoderRecord, folder: Path, hashes: dict[str, str]) ->
     Raises:
         InputError: its weights are missing, altered or of another shape.
     """
+    channels, path = record.network.latent_channels, folder / AUTOENCODER_WEIGHTS
+    if len(record.mean) != channels or len(record.deviation) != channels:
+        raise InputError(
+            f"{folder / 'config.json'}: expected a mean and a deviation for each of the {channels} latent channels, "
+            f"received {len(record.mean)} and {len(record.deviation)}; restore the file."
+        )
+    with torch.device("meta"):
+        numbers = sum(weight.numel() for weight in VAE(record.network).parameters())
+    # Before memory is taken: no number is kept in less than a byte.
+    if path.is_file() and numbers > path.stat().st_size:
+        raise InputError(
+            f"{folder / 'config.json'} asks for {numbers} numbers, but {path.name} has {path.stat().st_size} bytes; "
+            "restore the two files from one source."
+        )
     network = VAE(record.network)
     read_weights(network, folder / AUTOENCODER_WEIGHTS, hashes)
     network.requires_grad_(False).eval()
@@ -122,6 +146,19 @@ def load_autoencoder(name: str) -> LatentSpace:
     return restored(model.autoencoder, folder, model.weights)
 
 
+def unfinished(name: str) -> str:
+    """What is to be said of an autoencoder whose run stopped before its last step; empty if nothing is."""
+    folder = Path(name)
+    if is_foreign(folder) or not folder.exists():
+        return ""
+    folder = find_model(folder)
+    about = read_autoencoder_config(folder).training if is_autoencoder(folder) else {}
+    step, steps = about.get("step"), about.get("steps")
+    if not isinstance(step, int) or not isinstance(steps, int) or step >= steps:
+        return ""
+    return f"note: the autoencoder {name} was stopped after step {step} of {steps}; it is taken as it is."
+
+
 def describe_autoencoder(folder: Path) -> dict[str, Any]:
     """What the autoencoder in `folder` is, in plain values, without loading its weights."""
     config = read_autoencoder_config(folder)
@@ -142,7 +179,16 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
 
 
 def is_autoencoder(folder: Path) -> bool:
-    """Whether the model in `folder`, which has a `config.json`, is an autoencoder by itself."""
+    """Whether the model in `folder`, which has a `config.json`, is an autoencoder by itself.
+
+    Raises:
+        InputError: the file cannot be read, or is of diffusers' layout.
+    """
+    if is_foreign(folder):
+        raise InputError(
+            f"{folder} is in diffusers' layout, which is taken as an autoencoder alone; train a flow in it: "
+            f"rectiflow train latent --autoencoder {folder} --data DIR"
+        )
     return read_config_file(folder).get("kind") == "autoencoder"
 
 

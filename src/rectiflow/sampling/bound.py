@@ -103,7 +103,7 @@ def variational_bound(
         return Bound(
             prior,
             losses.mean(0),
-            _reconstruction(x, high, config, index),
+            _reconstruction(x, high, config, index).to(x.device),
             losses.std(0) / config.draws**0.5,
             x[0].numel(),
         )

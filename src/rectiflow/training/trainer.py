@@ -118,8 +118,8 @@ class Trainer:
 
         Raises:
             InputError: the loss or its gradient is not finite, the device's memory is full, or a checkpoint cannot be
-                written: the last model and checkpoint saved stay as they are. Or the data are gone: what has been learned is
-                saved.
+                written: the last model and checkpoint saved stay as they are. Or the data are gone: what has been
+                learned is saved.
         """
         every, steps = self.config.every, self.config.steps
         self._since, self._waited = time.perf_counter(), self.stage.waited

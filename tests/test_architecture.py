@@ -17,6 +17,7 @@ FLOORS = {
     "sampling": 2,
     "models": 3,
     "data": 3,
+    "request": 3,
     "pipeline": 4,
     "evaluation": 5,
     "training": 6,

@@ -1,12 +1,12 @@
 """Floor 4: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
+from rectiflow.conditioning.encoders import saved_encoders
 from rectiflow.conditioning.labels import Labels
+from rectiflow.conditioning.text import TextEncoder
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import AbstractFlow, Flow
 from rectiflow.flow.rescheduled import OnSchedule
@@ -38,6 +40,7 @@ from rectiflow.models.folder import (
 from rectiflow.models.weights import read_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
+from rectiflow.request import Request, Samples
 from rectiflow.sampling.cores import over_cores
 from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidances import guidance as guidance_named
@@ -49,70 +52,20 @@ _CHUNK = 125
 _PATH = ("schedule", "exponent", "sigma_min", "sigma_max")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to sample: pictures class by class, picture i from noise that depends on (seed, i) alone.
-
-    Args:
-        classes: names of classes; empty for every class of the model.
-        count: pictures of each class, ≥ 1.
-        steps: N intervals from t = 1 to t = 0. A one-step model takes one, by Euler, whatever the request says.
-        solver: "euler", "heun", "midpoint", "rk4", "ab2", "ab2-pec", "ab3", "dpm++2m", "unipc2", "unipc3", "exp-ab2",
-            "exp-ab3", "trig-ab1", "trig-ab2"; "rk45", which ignores `steps`; or with noise at each step "sde", "ddpm",
-            "sde-dpm++2m", "edm", "pc". Settings follow a colon: "rk45:tolerance=1e-6", "ddpm:eta=0.5",
-            "sde:epsilon=t,scale=0.5", "edm:churn=0.2", "pc:snr=0.1". "fast" is the best few-step one: ab3, made safe.
-        grid: "uniform" (with the model's shift), "karras" or "log-snr", or the times themselves, falling from 1 to 0,
-            as numbers or as in "1,0.8,0.5,0"; `steps` then says nothing.
-        schedule: path to sample on, by equal log-SNR, as for `FlowConfig`; empty is the model's own.
-        guidance: w ≥ 0; 0 is none.
-        guidance_kind: "cfg", "apg", "cfg-zero", "cfg++" (w is its λ, usually up to 1), "rescale" or "auto"; settings
-            follow a colon, as in "apg:momentum=0,radius=2".
-        guide: the weaker model of "auto", of the same shape and classes.
-        interval: times (low, high) within which guidance acts; (0, 1) is all.
-        seed: any integer.
-        size: H, W in pixels; None is the size trained on.
-        precision: of the network's arithmetic: "float32", or "bfloat16" by autocast; steps are taken in float32.
-        source: pictures N×C×H×W in [−1, 1] to start from, for a model that starts from pictures: the j-th of each class
-            starts from the j-th of them, and after the last comes the first again.
-    """
-
-    classes: Sequence[str | int] = ()
-    count: int = 1
-    steps: int = 50
-    solver: str = "euler"
-    grid: str | Sequence[float] = "uniform"
-    schedule: str = ""
-    guidance: float = 0.0
-    guidance_kind: str = "cfg"
-    guide: "Pipeline | None" = None
-    interval: tuple[float, float] = (0.0, 1.0)
-    seed: int = 0
-    size: tuple[int, int] | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    source: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Pictures, float32 N×C×H×W in about [−1, 1], and their labels (int64 N; −1 for an unconditional model)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-
 @dataclass
 class Pipeline:
-    """A model: class names in, pictures out.
+    """A model: class names or prompts in, pictures out.
 
     Args:
         flow: the trained flow.
         flow_config: its saved conventions.
         network_config: its network's architecture.
         shape: C, H, W of a picture as trained.
-        class_names: name of each label; empty for an unconditional model.
+        class_names: name of each label; empty for a model without classes.
         null_trained: whether it was trained with condition dropout, which guidance needs.
         autoencoder: between pictures and what the flow works on.
         training: where the model comes from; for readers only.
+        encoders: what reads prompts; empty for a model that takes none.
     """
 
     flow: Flow
@@ -123,6 +76,7 @@ class Pipeline:
     null_trained: bool = False
     autoencoder: Autoencoder = field(default_factory=Identity)
     training: Mapping[str, Any] = field(default_factory=dict)
+    encoders: tuple[TextEncoder, ...] = ()
 
     def sample(self, request: Request) -> Samples:
         """Pictures for a request.
@@ -157,7 +111,7 @@ class Pipeline:
         index = torch.arange(len(labels))[start:stop]
         shape = self._latent_shape(request.size or self.shape[1:])
         z = self._start(request, index, shape).to(self._device)
-        condition = Condition(labels[index].to(self._device)) if self.class_names else None
+        condition = self._condition(request, labels, index)
         flow = self._flow_on(self._path(request.schedule))
         path = flow.schedule
         # What knows one step alone is given one.
@@ -174,6 +128,29 @@ class Pipeline:
             if state is None:
                 return
             yield state
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether its pictures are asked for by sentences."""
+        return bool(self.encoders)
+
+    def prompts(self, request: Request) -> tuple[str, ...]:
+        """Prompt of each picture of a request; empty ones for a model that takes none."""
+        if not self.takes_prompts:
+            return ("",) * len(self.labels(request))
+        return tuple(prompt for prompt in request.prompts for _ in range(request.count))
+
+    def _condition(self, request: Request, labels: Tensor, index: Tensor) -> Condition | None:
+        if not self.class_names and not self.takes_prompts:
+            return None
+        prompts = [self.prompts(request)[i] for i in index.tolist()]
+        texts = tuple(encoder(prompts) for encoder in self.encoders)
+        condition = Condition(labels[index], texts)
+        if request.negative:
+            away = [request.negative] * len(index)
+            against = Condition(condition.labels, tuple(encoder(away) for encoder in self.encoders))
+            condition = replace(condition, against=against)
+        return condition.to(self._device)
 
     def _latent_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of what the flow works on, for pictures of a size.
@@ -235,6 +212,16 @@ class Pipeline:
             self._check_guide(request.guide, request.guidance_kind)
         if request.source is not None:
             self._refuse_source()
+        if request.prompts and not self.takes_prompts:
+            raise InputError("this model takes no prompts; ask for its classes, or leave the prompts out.")
+        if request.negative and not (self.takes_prompts and by_null):
+            raise InputError("a negative prompt needs a model that takes prompts, and guidance greater than 0.")
+        if self.takes_prompts:
+            if request.classes or not request.prompts:
+                raise InputError("this model takes prompts, one at least, and knows no classes.")
+            if by_null and not self.null_trained:
+                raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
+            return torch.full((len(request.prompts) * request.count,), -1)
         if not self.class_names:
             if request.classes or by_null:
                 raise InputError("this model is unconditional: it knows no classes and no guidance; leave both out.")
@@ -248,6 +235,8 @@ class Pipeline:
             raise InputError(f"--guide is the weaker model of --guidance-kind auto; {kind} asks none, leave it out.")
         if guide.flow.one_step:
             raise InputError("--guide is a one-step model, which knows t=1 alone; it cannot guide the steps between.")
+        if guide.takes_prompts != self.takes_prompts:
+            raise InputError("--guide and this model must both take prompts, or neither.")
         if (guide.shape, guide.class_names) != (self.shape, self.class_names):
             raise InputError(
                 f"--guide is of pictures {guide.shape} with {len(guide.class_names)} classes; expected this model's "
@@ -274,7 +263,7 @@ class Pipeline:
             weights={},
         )
         network = self.autoencoder.network if isinstance(self.autoencoder, LatentSpace) else None
-        write_model(Path(folder), self.flow.network, network, config)
+        write_model(Path(folder), self.flow.network, network, self.encoders, config)
 
     def push(self, name: str, private: bool = False) -> str:
         """Upload the model to the Hugging Face hub as ORG/NAME; returns where it can be seen.
@@ -313,6 +302,7 @@ class Pipeline:
             network_config=config.network,
             shape=config.shape,
             class_names=config.class_names,
+            encoders=saved_encoders(config.texts, folder, config.weights),
             null_trained=config.null_trained,
             autoencoder=autoencoder,
             training=config.training,

@@ -3,9 +3,21 @@ import pytest
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.networks.build import build
-from rectiflow.networks.config import KINDS, PRESETS, DiTConfig, NetworkConfig, UNetConfig, fitted, overlay
+from rectiflow.networks.config import (
+    KINDS,
+    PRESETS,
+    DiTConfig,
+    Inputs,
+    NetworkConfig,
+    TokensInput,
+    UNetConfig,
+    fitted,
+    overlay,
+)
 
 DIT = {"kind": "dit", "channels": 3, "classes": 7, "width": 64}
+
+TEXTS = (TokensInput(vocabulary=9),)
 
 
 class Holder(Config):
@@ -51,14 +63,14 @@ def test_impossible_layers(layer, words):
 def test_what_is_left_open_is_taken_from_the_data(kind):
     config = KINDS[kind]()
     assert (config.channels, config.classes) == (None, None)
-    found = fitted(config, 3, 7)
+    found = fitted(config, Inputs(3, 7, TEXTS))
     assert (found.channels, found.classes) == (3, 7)
-    assert fitted(found, 3, 7) == found
-    assert fitted(config.model_copy(update={"classes": 0}), 3, 7).classes == 0  # unconditional by choice
+    assert fitted(found, Inputs(3, 7, TEXTS)) == found
+    assert fitted(config.model_copy(update={"classes": 0}), Inputs(3, 7, TEXTS)).classes == 0  # unconditional by choice
     with pytest.raises(InputError, match=r"network.channels is 3, but the data have 1; set network.channels=1"):
-        fitted(found, 1, 7)
+        fitted(found, Inputs(1, 7, TEXTS))
     with pytest.raises(InputError, match=r"network.classes is 7, but the data have 2"):
-        fitted(found, 3, 2)
+        fitted(found, Inputs(3, 2, TEXTS))
     with pytest.raises(InputError, match="left to the data"):
         build(config)
 
@@ -74,7 +86,7 @@ def test_what_is_left_open_is_taken_from_the_data(kind):
         ({"kind": "unet", "attention": [3]}, ["network: attention at factor 3", "3 levels have the factors 1, 2, 4"]),
         ({"kind": "unet", "width": 9, "multipliers": [1, 2, 3]}, ["4 heads do not divide"]),
         ({"kind": "dit", "modulation": "blok"}, ["network.modulation: ", "Did you mean 'block'"]),
-        ({"kind": "unett"}, ["network.kind: expected one of dit, unet; received 'unett'. Did you mean 'unet'"]),
+        ({"kind": "unett"}, ["network.kind: expected one of dit, mmdit, unet; received 'unett'. Did you mean 'unet'"]),
         ({"width": 8}, ["here: network.kind is missing."]),
     ],
 )

@@ -8,6 +8,7 @@ from rectiflow.base.randomness import Key
 from rectiflow.networks.build import build
 from rectiflow.networks.config import PRESETS, DiTConfig
 from rectiflow.networks.layers import attend, axial_rotation, normalise, rotate
+from rectiflow.networks.patches import to_image, to_patches
 
 SMALL = {"channels": 2, "classes": 5, "patch": 2, "width": 16, "depth": 2, "heads": 2}
 
@@ -103,7 +104,7 @@ def test_attention_reaches_every_patch():
 
 def test_patches_come_back_where_they_were():
     network, (x, _, _) = random_dit(), inputs()
-    assert torch.equal(network._image(network._patches(x, 2, 3), 2, 3), x)
+    assert torch.equal(to_image(to_patches(x, network.config.patch), (2, 3), network.config.patch), x)
 
 
 def test_rotary_logits_depend_on_the_offset_alone():

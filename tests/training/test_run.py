@@ -12,7 +12,7 @@ from rich.console import Console
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
 from rectiflow.data.loader import Loader
-from rectiflow.networks.config import fitted
+from rectiflow.networks.config import Inputs, fitted
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.recipes.registry import resolve
 from rectiflow.training import run as run_module
@@ -49,7 +49,7 @@ def stop_at(monkeypatch, step):
 def test_a_run_folder_holds_all(small, tmp_path):
     outcome = train(small, tmp_path / "run", QUIET)
     assert (outcome.step, outcome.finished, outcome.trained) == (6, True, True)
-    network = fitted(small.network, 1, 10)
+    network = fitted(small.network, Inputs(1, 10))
     assert read_run(tmp_path / "run") == small.model_copy(update={"network": network})  # nothing is left open
     assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == [3, 6]
     assert Pipeline.load(tmp_path / "run").training == {"recipe": "digits", "step": 6, "steps": 6}

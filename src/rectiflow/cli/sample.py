@@ -24,7 +24,9 @@ class Sample:
         out: Where to: X.png is a grid with a row for each class, X.npz holds arr_0 (uint8 N×H×W×C) and arr_1 (labels),
             anything else is a folder with one PNG each and metadata.jsonl.
         classes: Names of classes; all of them if left out.
-        count: Pictures of each class, class by class.
+        prompt: Sentences, for a model of captions; several give several rows.
+        negative: Sentence that guidance leads away from, in place of no prompt at all.
+        count: Pictures of each class or prompt, one after another.
         steps: Intervals from noise (t=1) to picture (t=0).
         solver: fast, euler, heun, midpoint, rk4, ab2, ab2-pec, ab3, dpm++2m, unipc2, unipc3, exp-ab2, exp-ab3,
             trig-ab1, trig-ab2; rk45 (chooses its steps); sde, ddpm, sde-dpm++2m, edm, pc (noise at each step). Settings
@@ -49,6 +51,8 @@ class Sample:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     out: Path = Path("samples.png")
     classes: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()
+    negative: str = ""
     count: int = 1
     steps: int = 50
     solver: str = "euler"
@@ -89,6 +93,8 @@ class Sample:
         pipeline = model_of(self.run, device) if self.source is None else Pipeline.load(self.run, device)
         request = Request(
             classes=self.classes,
+            prompts=self.prompt,
+            negative=self.negative,
             count=self.count,
             steps=self.steps,
             solver=self.solver,
@@ -160,7 +166,7 @@ class Sample:
 
     def _save_samples(self, pipeline: "Pipeline", request: "Request", suffix: str) -> None:
         samples = pipeline.sample(request)
-        each = list(self._about_each(pipeline, samples.labels))
+        each = list(self._about_each(pipeline, request, samples.labels))
         self._write(samples.pixels, samples.labels, suffix, self._about(pipeline), each)
 
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
@@ -187,11 +193,14 @@ class Sample:
             about["guide"] = str(self.guide)
         if pipeline.flow.one_step:
             about |= {"steps": 1, "solver": "euler", "grid": "uniform"}
-        return {"model": str(self.run), **pipeline.training, "classes": list(classes), **about}
+        if self.negative:
+            about["negative"] = self.negative
+        asked = {"prompts": list(self.prompt)} if pipeline.takes_prompts else {"classes": list(classes)}
+        return {"model": str(self.run), **pipeline.training, **asked, **about}
 
-    def _about_each(self, pipeline: "Pipeline", labels: "Tensor") -> Iterator[dict[str, Any]]:
-        for index, label in enumerate(labels.tolist()):
-            about = self._about(pipeline)
-            about.pop("classes")
+    def _about_each(self, pipeline: "Pipeline", request: "Request", labels: "Tensor") -> Iterator[dict[str, Any]]:
+        about = {k: v for k, v in self._about(pipeline).items() if k not in ("classes", "prompts")}
+        for index, (label, prompt) in enumerate(zip(labels.tolist(), pipeline.prompts(request), strict=True)):
             name = pipeline.class_names[label] if label >= 0 else None
-            yield {"class": name, "index": index, **about}
+            asked = {"prompt": prompt} if pipeline.takes_prompts else {"class": name}
+            yield {**asked, "index": index, **about}

@@ -1,6 +1,7 @@
 """A model as files: `config.json`, which says all that the weights mean, and the weights with their hashes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,13 +13,15 @@ from rectiflow.autoencoders.config import AutoencoderConfig
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_folder
+from rectiflow.conditioning.config import TextRecord
+from rectiflow.conditioning.text import TextEncoder
 from rectiflow.flow.config import FlowConfig
 from rectiflow.hub import fetch, is_hub_name
 from rectiflow.models.weights import save_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONVENTIONS = {
     "time": "t=0 data, t=1 noise; x_t = alpha(t) x + beta(t) z",
     "velocity": "v = alpha'(t) x + beta'(t) z",
@@ -54,6 +57,7 @@ class ModelConfig(Config):
         network: architecture.
         autoencoder: "identity", pixel space, or the autoencoder whose weights lie beside the flow's.
         class_names: name of each label; empty for an unconditional model.
+        texts: what reads its prompts; empty for a model that takes none.
         null_trained: whether it was trained with condition dropout, which guidance needs.
         shape: C, H, W of a picture as trained.
         training: where it comes from (recipe, step); for readers only.
@@ -67,14 +71,28 @@ class ModelConfig(Config):
     network: NetworkConfig
     autoencoder: AutoencoderRecord | Literal["identity"]
     class_names: tuple[str, ...]
+    texts: tuple[TextRecord, ...] = ()
     null_trained: bool
     shape: tuple[int, int, int]
     training: dict[str, Any]
     weights: dict[str, str]
 
 
-def write_model(folder: Path, network: nn.Module, autoencoder: nn.Module | None, config: ModelConfig) -> None:
+def write_model(
+    folder: Path,
+    network: nn.Module,
+    autoencoder: nn.Module | None,
+    encoders: Sequence[TextEncoder],
+    config: ModelConfig,
+) -> None:
     """Write `config.json`, with the SHA-256 of the weights, and the weights, whole or not at all.
+
+    Args:
+        folder: where to.
+        network: the flow's.
+        autoencoder: its network, if the flow works in latents.
+        encoders: what reads prompts.
+        config: all else; hashes and what is said of the encoders are filled in.
 
     Raises:
         InputError: the disk is full or read-only; a model that was there is kept.
@@ -84,7 +102,12 @@ def write_model(folder: Path, network: nn.Module, autoencoder: nn.Module | None,
         hashes = {WEIGHTS: save_weights(network, aside / WEIGHTS)}
         if autoencoder is not None:
             hashes[AUTOENCODER_WEIGHTS] = save_weights(autoencoder, aside / AUTOENCODER_WEIGHTS)
-        hashed = config.model_copy(update={"weights": hashes})
+        records = []
+        for number, encoder in enumerate(encoders):
+            record, files = encoder.save(aside, number)
+            records.append(record)
+            hashes |= files
+        hashed = config.model_copy(update={"weights": hashes, "texts": tuple(records)})
         (aside / "config.json").write_text(hashed.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     write_folder(folder, fill)
@@ -164,6 +187,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "parameters": size,
         "picture": "×".join(map(str, config.shape)),
         "classes": list(config.class_names),
+        "prompts": [record.model_dump(mode="json") for record in config.texts],
         "flow": config.flow.model_dump(),
         "network": config.network.model_dump(),
         "autoencoder": config.autoencoder if isinstance(config.autoencoder, str) else config.autoencoder.model_dump(),

@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from rectiflow.networks.config import NetworkConfig, UNetConfig
+from rectiflow.networks.config import DiTConfig, MMDiTConfig, NetworkConfig
 from rectiflow.networks.dit import DiT
+from rectiflow.networks.mmdit import MMDiT
 from rectiflow.networks.unet import UNet
 
 
@@ -13,4 +14,6 @@ def build(config: NetworkConfig) -> nn.Module:
     Raises:
         InputError: its channels or classes are still open.
     """
-    return UNet(config) if isinstance(config, UNetConfig) else DiT(config)
+    if isinstance(config, DiTConfig):
+        return DiT(config)
+    return MMDiT(config) if isinstance(config, MMDiTConfig) else UNet(config)

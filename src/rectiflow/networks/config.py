@@ -1,7 +1,7 @@
 """Settings and presets of networks. Never imports torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,17 @@ _SIZES = {
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "dit": {f"{size}/{patch}": {**shape, "patch": patch} for size, shape in _SIZES.items() for patch in (1, 2, 4, 8)},
+    "mmdit": {
+        f"{size}/{patch}": {"width": width, "depth": depth, "heads": width // 64 or 1, "patch": patch}
+        for size, width, depth in (
+            ("mm-tiny", 128, 6),
+            ("mm-S", 384, 12),
+            ("mm-B", 768, 12),
+            ("mm-L", 1024, 24),
+            ("mm-2B", 1536, 24),
+        )
+        for patch in (1, 2, 4, 8)
+    },
     "unet": {
         f"unet-{size}": {
             "width": width,
@@ -28,6 +39,39 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         for size, width in {"S": 48, "M": 96, "L": 192}.items()
     },
 }
+
+
+class TokensInput(Config):
+    """Captions as ids of tokens, read by a transformer that is a part of the network.
+
+    Args:
+        kind: "tokens".
+        vocabulary: number of ids.
+        width: features of a token; None takes the network's.
+        depth: blocks of the transformer; a head has 32 features.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    vocabulary: int = Field(2, ge=1)
+    width: int | None = Field(None, ge=32, multiple_of=32)
+    depth: int = Field(2, ge=1)
+
+
+class StatesInput(Config):
+    """Captions as states of a frozen encoder.
+
+    Args:
+        kind: "states".
+        features: of the state of a token.
+        pooled: of the vector for the whole caption; 0 if the encoder gives none.
+    """
+
+    kind: Literal["states"] = "states"
+    features: int = Field(ge=1)
+    pooled: int = Field(0, ge=0)
+
+
+TextInput = Annotated[TokensInput | StatesInput, Field(discriminator="kind")]
 
 
 class DiTConfig(Config):
@@ -45,6 +89,9 @@ class DiTConfig(Config):
             "shared", one map for all blocks and a bias in each, with about a third of the parameters less.
         label_std: standard deviation of the labels' features at first, > 0. At low rates labels that start nearly alike
             stay so for a thousand steps.
+        texts: captions, by one encoder or several; () is none, None takes them from the run. Each block then attends
+            to their tokens (Chen et al. 2024, PixArt-α), and one vector for all of a caption joins the time.
+        picture: channels of a picture given as condition; 0 is none, None takes it from the run.
     """
 
     kind: Literal["dit"] = "dit"
@@ -56,14 +103,61 @@ class DiTConfig(Config):
     heads: int = Field(4, ge=1)
     modulation: Literal["block", "shared"] = "block"
     label_std: float = Field(0.02, gt=0)
+    texts: tuple[TextInput, ...] | None = None
+    picture: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.width % (4 * self.heads):
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads must give a multiple of 4 each; "
-                f"use a width that is a multiple of {4 * self.heads}"
-            )
+        _check_heads(self.width, self.heads)
+        return self
+
+    @property
+    def multiple(self) -> int:
+        """What divides the height and the width of its input."""
+        return self.patch
+
+
+class MMDiTConfig(Config):
+    """A transformer with a stream for the picture and one for the caption (Esser et al. 2024, MM-DiT).
+
+    The streams have weights of their own and attend to both together. Queries and keys are normalised, those of the
+    picture turned by their place; a vector for the whole caption joins the time in the modulation.
+
+    Args:
+        kind: "mmdit".
+        channels: as for "dit".
+        classes: as for "dit".
+        patch: as for "dit".
+        width: as for "dit".
+        depth: number of joint blocks.
+        heads: as for "dit".
+        modulation: as for "dit"; each stream has its own.
+        label_std: as for "dit".
+        texts: captions, by one encoder or several, at least one; None takes them from the run.
+        picture: as for "dit".
+    """
+
+    kind: Literal["mmdit"] = "mmdit"
+    channels: int | None = Field(None, ge=1)
+    classes: int | None = Field(None, ge=0)
+    patch: int = Field(2, ge=1)
+    width: int = Field(128, ge=4)
+    depth: int = Field(6, ge=1)
+    heads: int = Field(4, ge=1)
+    modulation: Literal["block", "shared"] = "shared"
+    label_std: float = Field(0.02, gt=0)
+    texts: tuple[TextInput, ...] | None = None
+    picture: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        _check_heads(self.width, self.heads)
+        return self
+
+    @model_validator(mode="after")
+    def _has_captions(self) -> Self:
+        if self.texts == ():
+            raise ValueError("kind mmdit is for captions, and texts is empty; use kind dit")
         return self
 
     @property
@@ -88,6 +182,8 @@ class UNetConfig(Config):
         middle_attention: whether the middle, which works at the coarsest level, has attention.
         dropout: share of activations dropped in each block in training, in [0, 1); 0 is none.
         label_std: standard deviation of the labels' features at first, > 0.
+        texts: as for "dit"; blocks with attention attend to the captions too (Rombach et al. 2022).
+        picture: as for "dit".
     """
 
     kind: Literal["unet"] = "unet"
@@ -101,6 +197,8 @@ class UNetConfig(Config):
     middle_attention: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
     label_std: float = Field(1.0, gt=0)
+    texts: tuple[TextInput, ...] | None = None
+    picture: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _attention_fits(self) -> Self:
@@ -125,38 +223,70 @@ class UNetConfig(Config):
         return 2 ** (len(self.multipliers) - 1)
 
 
-NetworkConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
-KINDS: dict[str, type[DiTConfig] | type[UNetConfig]] = {"dit": DiTConfig, "unet": UNetConfig}
+NetworkConfig = Annotated[DiTConfig | MMDiTConfig | UNetConfig, Field(discriminator="kind")]
+KINDS: dict[str, type[DiTConfig] | type[MMDiTConfig] | type[UNetConfig]] = {
+    "dit": DiTConfig,
+    "mmdit": MMDiTConfig,
+    "unet": UNetConfig,
+}
 
 
-def fitted(config: NetworkConfig, channels: int, classes: int) -> NetworkConfig:
+def _check_heads(width: int, heads: int) -> None:
+    if width % (4 * heads):
+        raise ValueError(
+            f"width {width} over {heads} heads must give a multiple of 4 each; "
+            f"use a width that is a multiple of {4 * heads}"
+        )
+
+
+class Inputs(NamedTuple):
+    """What a network is given and told.
+
+    Args:
+        channels: C of x_t and of its output.
+        classes: number of labels; 0 is none.
+        texts: captions, by each encoder.
+        picture: channels of a picture given as condition; 0 is none.
+    """
+
+    channels: int
+    classes: int = 0
+    texts: tuple[TextInput, ...] = ()
+    picture: int = 0
+
+
+def fitted(config: NetworkConfig, inputs: Inputs) -> NetworkConfig:
     """`config` with what it leaves open taken from the data.
 
     Args:
         config: an architecture; with classes=0 it stays unconditional, whatever labels the data have.
-        channels: of what the network will see.
-        classes: number of labels of the data.
+        inputs: what the network will see.
 
     Raises:
         InputError: a number that is given is not the data's.
     """
-    for name, asked, there in (("channels", config.channels, channels), ("classes", config.classes or None, classes)):
-        if asked not in (None, there):
-            raise InputError(f"network.{name} is {asked}, but the data have {there}; set network.{name}={there}.")
-    return config.model_copy(
-        update={"channels": channels, "classes": classes if config.classes is None else config.classes}
-    )
+    asked = {"channels": config.channels, "classes": config.classes or None, "picture": config.picture}
+    for name, number in asked.items():
+        there = getattr(inputs, name)
+        if number not in (None, there):
+            raise InputError(f"network.{name} is {number}, but the data have {there}; set network.{name}={there}.")
+    if config.texts not in (None, inputs.texts):
+        raise InputError("network.texts is not what the run's captions give; leave it out, and set text.encoders.")
+    if isinstance(config, MMDiTConfig) and not inputs.texts:
+        raise InputError("network.kind=mmdit is for captions, and this run has none; use network.kind=dit.")
+    classes = inputs.classes if config.classes is None else config.classes
+    return config.model_copy(update={**inputs._asdict(), "classes": classes})
 
 
-def resolved(config: NetworkConfig) -> tuple[int, int]:
-    """Channels and classes of a network that can be built.
+def resolved(config: NetworkConfig) -> Inputs:
+    """What a network that can be built is given.
 
     Raises:
-        InputError: one of them is still open.
+        InputError: its channels or classes are still open.
     """
     if config.channels is None or config.classes is None:
         raise InputError("network.channels and network.classes are left to the data; a network needs them as numbers.")
-    return config.channels, config.classes
+    return Inputs(config.channels, config.classes, config.texts or (), config.picture or 0)
 
 
 def overlay(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +305,8 @@ def overlay(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
     kind = layer.get("kind", below["kind"])
     if str(kind) not in KINDS:
         raise unknown("network.kind", str(kind), KINDS)
-    kept = dict(below) if kind == below["kind"] else {name: below.get(name) for name in ("channels", "classes")}
+    inputs = ("channels", "classes")
+    kept = dict(below) if kind == below["kind"] else {name: below.get(name) for name in inputs}
     settings = dict(layer)
     name = settings.pop("preset", None)
     return {**kept, **({} if name is None else preset(str(kind), str(name))), **settings, "kind": kind}

@@ -26,6 +26,15 @@ def grid_embedding(height: int, width: int, features: int, device: torch.device)
 
 
 @lru_cache(maxsize=64)
+def line_rotation(length: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tables of `rotate` for tokens in a line, each length×features."""
+    pairs = features // 2
+    frequency = 10_000.0 ** (-torch.arange(pairs, device=device) / pairs)
+    angle = torch.arange(length, device=device)[:, None] * frequency
+    return torch.cat([angle.cos(), angle.cos()], dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)
+
+
+@lru_cache(maxsize=64)
 def axial_rotation(height: int, width: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Tables of `rotate`, each (height·width)×features (axial RoPE; Su et al. 2021).
 
@@ -67,15 +76,25 @@ def normalise(x: Tensor) -> Tensor:
 _FEW_TOKENS = 128
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(QKᵀ/√d)V, each …×tokens×d, by torch's fused attention or, where that is slower, as it is written."""
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(QKᵀ/√d)V, each …×tokens×d, by torch's fused attention or, where that is slower, as it is written.
+
+    Args:
+        query: …×tokens×d.
+        key: …×others×d.
+        value: of the shape of `key`.
+        mask: bool B×others, true where a key may be attended to, one at least in a row; None is everywhere.
+    """
+    allowed = None if mask is None else mask[:, None, None]
     few = max(query.shape[-2], key.shape[-2]) <= _FEW_TOKENS
     if few and query.device.type == "cpu" and value.dtype == torch.bfloat16 and torch.is_grad_enabled():
         # The backward pass of torch's kernel in bfloat16 on a CPU: 18.7 ms forward and backward of 32×8×64×32 with two
         # threads of torch 2.13, 3.2 like this; with 128 tokens 41 and 21, with 192 it is the other way round.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, allowed)
 
 
 class Attention(nn.Module):
@@ -93,18 +112,28 @@ class Attention(nn.Module):
         self.scale = nn.Parameter(torch.ones(2, 1, 1, width // heads))  # of queries and of keys
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """B×tokens×D to the same."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """B×tokens×D to the same; `mask` as for `attend`."""
+        return self.merge(attend(*self.project(x, rotation), mask))
+
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each B×heads×tokens×d, of x B×tokens×D; without `rotation` nothing is turned."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         both, value = qkv.permute(0, 2, 3, 1, 4).split([2, 1], dim=1)  # B×2 and B×1 of heads×tokens×d
-        # The learned scale goes into the tables of the rotation, which are smaller than what is turned.
-        cos, sin = rotation
-        turn = self.scale * cos, self.scale.roll(cos.shape[-1] // 2, dims=-1) * sin
-        query, key = rotate(normalise(both), *turn).unbind(1)
-        value = value[:, 0]
-        attended = attend(query, key, value)
-        return self.out(attended.transpose(1, 2).reshape(batch, tokens, width))
+        both = normalise(both)
+        if rotation is None:
+            query, key = (both * self.scale.to(both.dtype)).unbind(1)
+        else:
+            # The learned scale goes into the tables of the rotation, which are smaller than what is turned.
+            cos, sin = rotation
+            turn = self.scale * cos, self.scale.roll(cos.shape[-1] // 2, dims=-1) * sin
+            query, key = rotate(both, *turn).unbind(1)
+        return query, key, value[:, 0]
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """B×heads×tokens×d to B×tokens×D."""
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):

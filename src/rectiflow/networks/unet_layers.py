@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rectiflow.networks.text import TextAttention, Words
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
@@ -48,6 +50,25 @@ class PixelAttention(nn.Module):
         return x + out.permute(0, 3, 1, 2)
 
 
+class PixelTextAttention(nn.Module):
+    """x + attention of all pixels to the tokens of a caption; see `TextAttention`.
+
+    Args:
+        channels: C.
+        features: of a token of the caption.
+        heads: number of heads.
+    """
+
+    def __init__(self, channels: int, features: int, heads: int) -> None:
+        super().__init__()
+        self.attention = TextAttention(channels, features, heads)
+
+    def forward(self, x: Tensor, words: Words) -> Tensor:
+        """B×C×H×W to the same."""
+        tokens = self.attention(x.permute(0, 2, 3, 1).flatten(1, 2), words)
+        return tokens.reshape(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+
+
 class ResidualBlock(nn.Module):
     """x + conv(silu(modulated norm(conv(silu(norm(x)))))), and then attention (Ho et al. 2020; Dhariwal & Nichol 2021).
 
@@ -71,11 +92,15 @@ class ResidualBlock(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(after, after, 3, padding=1))
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
         self.attention = PixelAttention(after, heads) if heads else nn.Identity()
+        self.text: PixelTextAttention | None = None  # set where a network is told captions
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
         """x B×C×H×W and c B×D (or 1×D) to B×C′×H×W."""
         h = self.norm_out(self.conv_in(F.silu(self.norm_in(x))))
         scale, shift = self.modulation(c).to(h.dtype)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, h, 1 + scale))
         out: Tensor = self.attention(self.skip(x) + self.conv_out(self.dropout(h)))
+        if self.text is not None:
+            assert words is not None
+            out = self.text(out, words)
         return out

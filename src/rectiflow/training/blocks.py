@@ -22,9 +22,11 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     ones. A network without `blocks` has none.
     """
     found = getattr(module, "blocks", None)
-    if isinstance(found, nn.ModuleList | list | tuple):
-        return [block for block in found if isinstance(block, nn.Module)]
-    return [block for child in module.children() for block in repeated_blocks(child)]
+    listed = found if isinstance(found, nn.ModuleList | list | tuple) else ()
+    own = [block for block in listed if isinstance(block, nn.Module)]
+    inside = {id(part) for block in own for part in block.modules()}
+    others = [block for child in module.children() for block in repeated_blocks(child)]
+    return own + [block for block in others if id(block) not in inside]
 
 
 def apply_switches(module: nn.Module, config: TrainingConfig) -> None:

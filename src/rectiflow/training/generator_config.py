@@ -5,6 +5,7 @@ from typing import Literal, Self, final
 from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
+from rectiflow.conditioning.config import TextConfig
 from rectiflow.data.config import LatentsConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
 from rectiflow.networks.config import NetworkConfig
@@ -14,11 +15,11 @@ from rectiflow.training.config import TrainingConfig
 
 
 class PreviewConfig(Config):
-    """What a preview shows: a row of samples for each class.
+    """What a preview shows: a row of samples for each class, or for each of some held-out captions.
 
     Args:
         count: samples in a row.
-        rows: classes at most; the first ones.
+        rows: classes, or captions of held-out pictures, at most; the first ones.
         steps: N intervals from noise to picture.
         solver: as for `rectiflow sample`.
         guidance: w ≥ 0 of classifier-free guidance, where the null condition is trained; 0 is none.
@@ -83,6 +84,7 @@ class RunConfig(TrainingConfig):
         weight: how the loss weighs a time.
         vae: settings of objective=vae.
         gan: settings of objective=gan.
+        text: captions as the condition; None is none: the classes are it, if there are any.
         condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
         preview: what a preview shows.
         latent: the autoencoder, for a model of latents; None is pixel space.
@@ -95,6 +97,7 @@ class RunConfig(TrainingConfig):
     weight: WeightConfig = WeightConfig()
     vae: VAEConfig = VAEConfig()
     gan: GANConfig = GANConfig()
+    text: TextConfig | None = None
     condition_dropout: float = Field(0.1, ge=0, le=1)
     preview: PreviewConfig = PreviewConfig()
     latent: LatentConfig | None = None
@@ -125,6 +128,22 @@ class RunConfig(TrainingConfig):
             expected = str(self.objective != "flow").lower()
             raise ValueError(f"objective {self.objective} needs flow.one_step={expected}; use recipe {self.objective}")
         return self
+
+    @model_validator(mode="after")
+    def _captions_are_read(self) -> Self:
+        if self.text is not None and self.objective != "flow":
+            raise ValueError(f"objective {self.objective} takes no captions; leave text out, or use objective=flow")
+        if self.text is not None and self.flow.coupling != "independent":
+            raise ValueError(
+                f"flow.coupling={self.flow.coupling} pairs pictures of one class, and each caption is a class of its "
+                "own; use flow.coupling=independent"
+            )
+        return self
+
+    @property
+    def encoder_dropout(self) -> tuple[float, ...]:
+        """Share of samples trained without the captions of each encoder."""
+        return () if self.text is None else tuple(encoder.dropout for encoder in self.text.encoders)
 
     @model_validator(mode="after")
     def _bridge_has_both_ends(self) -> Self:

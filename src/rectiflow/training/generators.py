@@ -17,7 +17,7 @@ from rectiflow.base.condition import Condition
 from rectiflow.data.images import ImageSet
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.build import build
-from rectiflow.networks.config import fitted
+from rectiflow.networks.config import Inputs, fitted
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.stages import Latents, PictureStage
 
@@ -39,7 +39,7 @@ class OneStepStage(PictureStage):
         network = self.config.network
         open_again = network.model_copy(update={"channels": None})
         name, times = self._other()
-        other = build(fitted(open_again, times * (network.channels or 0), len(data.class_names))).to(device)
+        other = build(fitted(open_again, Inputs(times * (network.channels or 0), len(data.class_names)))).to(device)
         self.module = nn.ModuleDict({"generator": self.flow, name: other})
 
     @abstractmethod

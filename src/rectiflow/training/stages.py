@@ -1,7 +1,7 @@
 """What one kind of training optimises."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.posterior import Posterior
-from rectiflow.base.condition import Condition
+from rectiflow.base.condition import NULL_LABEL, Condition
 from rectiflow.base.randomness import Key
-from rectiflow.data.images import ImageSet, to_float
+from rectiflow.conditioning.encoders import encoders
+from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.loader import Loader
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.coupling import coupling
@@ -25,13 +26,14 @@ from rectiflow.flow.source import Pictures
 from rectiflow.flow.times import stratified, time_density
 from rectiflow.flow.weight import LossWeight
 from rectiflow.networks.build import build
-from rectiflow.networks.config import fitted
+from rectiflow.networks.config import Inputs, fitted
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.stage import Stage
 
 _CHUNK = 256
 _HELD_OUT = 1024
+_READ = 200_000  # captions that byte pairs are learned from, at most
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Latents:
 
     autoencoder: LatentSpace
     data: ImageSet
+
+
+def _captions(images: Images) -> list[str]:
+    return images.captions(torch.arange(min(len(images), _READ))) if images.captioned else []
 
 
 class PictureStage(Stage):
@@ -61,7 +67,10 @@ class PictureStage(Stage):
 
     def __init__(self, config: RunConfig, data: ImageSet, device: torch.device, latents: Latents | None = None) -> None:
         self.autoencoder: Autoencoder = latents.autoencoder if latents else Identity()
-        network = fitted(config.network, self.autoencoder.latent_shape(data.shape)[0], len(data.class_names))
+        self.encoders = () if config.text is None else encoders(config.text, _captions(data.train))
+        classes = 0 if self.encoders else len(data.class_names)  # a caption says it better
+        texts = tuple(encoder.gives for encoder in self.encoders)
+        network = fitted(config.network, Inputs(self.autoencoder.latent_shape(data.shape)[0], classes, texts))
         config = config.model_copy(update={"network": network})
         self.config, self.data, self.device = config, data, device
         # A network without classes is an unconditional model, whatever labels the data have.
@@ -90,6 +99,7 @@ class PictureStage(Stage):
         asked = self.config.preview
         request = Request(
             classes=self.class_names[: asked.rows],
+            prompts=self._shown_captions(asked.rows),
             count=asked.count,
             steps=asked.steps,
             solver=asked.solver,
@@ -104,7 +114,11 @@ class PictureStage(Stage):
 
     @property
     def _null_trained(self) -> bool:
-        return bool(self.class_names) and self.config.condition_dropout > 0 and not self.config.flow.one_step
+        return (
+            bool(self.class_names or self.encoders)
+            and self.config.condition_dropout > 0
+            and not self.config.flow.one_step
+        )
 
     def _pipeline(self, module: nn.Module, step: int) -> Pipeline:
         channels, height, width = self.data.shape
@@ -114,6 +128,7 @@ class PictureStage(Stage):
             network_config=self.config.network,
             shape=(channels, height, width),
             class_names=self.class_names,
+            encoders=self.encoders,
             null_trained=self._null_trained,
             autoencoder=self.autoencoder,
             training={"recipe": self.config.recipe, "step": step, "steps": self.config.steps},
@@ -126,7 +141,11 @@ class PictureStage(Stage):
         batch = self.loader(step)
         pixels, labels = batch.pixels[part], batch.labels[part]
         self.waited = self.loader.waited + (self.sources.waited if self.sources else 0.0)
-        return self._latents(pixels, self._key("dequantise", step), index), self._condition(labels), index
+        return (
+            self._latents(pixels, self._key("dequantise", step), index),
+            self._condition(labels, batch.captions[part]),
+            index,
+        )
 
     def _seed(self, step: int, index: Tensor) -> None:
         """What a network draws by itself, such as dropout, it draws from torch's generator: a part its own."""
@@ -138,7 +157,7 @@ class PictureStage(Stage):
         for part in torch.split(torch.arange(min(len(held_out), _HELD_OUT)), _CHUNK):
             if len(part):
                 x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
-                yield x, self._condition(held_out.labels[part]), part
+                yield x, self._condition(held_out.labels[part], held_out.captions(part)), part
 
     def _source(self, step: int, index: Tensor, like: Tensor) -> Tensor:
         """What the samples at `index` of the batch of `step` start from."""
@@ -149,8 +168,28 @@ class PictureStage(Stage):
     def _noise(self, purpose: str, step: int, index: Tensor, like: Tensor) -> Tensor:
         return self.flow.source.sample(self._key(purpose, step), index, like.shape[1:]).to(self.device)
 
-    def _condition(self, labels: Tensor) -> Condition | None:
-        return Condition(labels.to(self.device)) if self.class_names else None
+    def _condition(self, labels: Tensor, captions: Sequence[str]) -> Condition | None:
+        if not self.class_names and not self.encoders:
+            return None
+        labels = labels if self.class_names else torch.full_like(labels, NULL_LABEL)
+        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders)).to(self.device)
+
+    def _dropped(self, condition: Condition, step: int, index: Tensor) -> Condition:
+        """Some of the conditions replaced by ∅, and some captions by none for one of the encoders alone."""
+        for number, share in enumerate(self.config.encoder_dropout):
+            if share:
+                chosen = self._key(f"caption dropout {number}", step).uniform(index) < share
+                condition = condition.drop_text(number, chosen.to(self.device))
+        chosen = self._key("condition dropout", step).uniform(index) < self.config.condition_dropout
+        return condition.drop(chosen.to(self.device))
+
+    def _shown_captions(self, rows: int) -> tuple[str, ...]:
+        """Captions of the first held-out pictures that have one."""
+        unseen = self.data.unseen
+        if not self.encoders:
+            return ()
+        found = unseen.captions(torch.arange(min(len(unseen), 10 * rows)))
+        return tuple(caption for caption in found if caption)[:rows] or ("",)
 
     def _latents(self, pixels: Tensor, key: Key, index: Tensor) -> Tensor:
         if self.stored is not self.data:
@@ -193,8 +232,7 @@ class FlowStage(PictureStage):
             condition = None if condition is None else condition.select(part)
         t = stratified(self.density, self._key("time", step), index, self.config.batch)
         if condition is not None:
-            dropped = self._key("condition dropout", step).uniform(index) < self.config.condition_dropout
-            condition = condition.drop(dropped.to(self.device))
+            condition = self._dropped(condition, step, index)
         return flow_matching_loss(self.flow, x, t, z, condition, self.weight).sum() / self.config.batch
 
     def held_out(self, module: nn.Module) -> dict[str, float]:

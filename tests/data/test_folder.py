@@ -112,7 +112,7 @@ def test_metadata(tmp_path, kind):
     data = opened(tmp_path, held_out=0, max_skipped=1)
     assert data.train.captions(torch.arange(len(data.train))) == ["number 0", "number 1", "number 2", ""]
     assert data.class_names == ("in",)
-    assert ("without a row", 1, "in the metadata: used, without a caption") in data.report
+    assert ("without a row", 1, "in the metadata: used all the same") in data.report
     assert ("skipped: named in the metadata, not found", 1, "in/none.png") in data.report
     labelled = opened(tmp_path, held_out=0, max_skipped=1, labels="kind")
     assert labelled.class_names == ("a", "b")

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectiflow.data.loader import batch_indices
+from rectiflow.data.order import batch_indices
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 5))

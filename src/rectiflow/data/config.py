@@ -32,12 +32,17 @@ class DataConfig(Config):
         colour: "rgb", "grey", or "auto": grey if every picture is.
         background: colour behind transparent pixels, a name or #rrggbb.
         labels: "folders" (the name of the class folder), "none", or a column of the metadata.
-        caption: column of the metadata that holds captions.
+        caption: column of the metadata that holds captions, a string or a list of them.
         held_out: share of the pictures kept from training, by their content, so that equal files stay together;
             folders named train and val, validation or test decide by themselves.
         check: "decode" reads each picture whole before training, "header" its head alone.
         max_skipped: share of the pictures found that may be unusable.
         max_aspect: longest side over shortest, beyond which a crop would not serve.
+        buckets: shapes at most among which pictures are spread by their proportions, each of about the area of `size`,
+            so that little is cropped away; each batch has one shape. 1 is none but `size`.
+        multiple: of which the sides of all buckets are whole multiples: the network's patch, times the factor of the
+            autoencoder.
+        smallest_bucket: pictures to train on below which a bucket is merged with the nearest.
     """
 
     set: SetName = "digits"
@@ -58,6 +63,9 @@ class DataConfig(Config):
     check: Literal["decode", "header"] = "decode"
     max_skipped: float = Field(0.1, ge=0, le=1)
     max_aspect: float = Field(3.0, ge=1)
+    buckets: int = Field(1, ge=1)
+    multiple: int = Field(8, ge=1)
+    smallest_bucket: int = Field(64, ge=1)
 
     @model_validator(mode="after")
     def _size_is_positive(self) -> Self:
@@ -70,6 +78,27 @@ class DataConfig(Config):
         if self.scale is not None and (self.crop != "random" or self.scale[0] > self.scale[1]):
             raise ValueError(f"scale {self.scale} needs crop=random, and its least before its most")
         return self
+
+    @model_validator(mode="after")
+    def _buckets_fit(self) -> Self:
+        if self.buckets > 1 and (self.set != "folder" or self.size is None):
+            raise ValueError(f"buckets={self.buckets} are for a folder of pictures, and need a size: the area of each")
+        if self.buckets > 1 and (self.crop == "none" or self.scale is not None or self.source_dir):
+            other = "source_dir" if self.source_dir else "scale" if self.scale else "crop=none"
+            raise ValueError(f"buckets={self.buckets} do not go with {other}; leave out one of them")
+        return self
+
+    def refuse_buckets(self, what: str) -> None:
+        """Nothing, if all batches have one shape.
+
+        Args:
+            what: that which needs it, in the plural.
+
+        Raises:
+            InputError: they have not.
+        """
+        if self.buckets > 1:
+            raise InputError(f"{what} have one shape, but data.buckets is {self.buckets}; set data.buckets=1.")
 
     @property
     def height_width(self) -> tuple[int, int]:

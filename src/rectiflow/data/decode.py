@@ -47,13 +47,13 @@ class Facts:
     digest: str
 
 
-def inspect(path: Path, whole: bool) -> Facts:
-    """Read a file's facts; with `whole`, decode every pixel, since truncation shows only then.
+def inspect(file: Path | bytes, whole: bool) -> Facts:
+    """Read the facts of a file, or of its bytes; with `whole`, decode every pixel: truncation shows only then.
 
     Raises:
         Unusable: it is no picture, is cut off, is enormous, or cannot be read.
     """
-    content = _read(path)
+    content = _read(file)
     image = _open(content)
     height, width = _turned_size(image)
     grey = image.mode in _GREY
@@ -62,11 +62,13 @@ def inspect(path: Path, whole: bool) -> Facts:
     return Facts(height, width, grey, blake2b(content, digest_size=16).hexdigest())
 
 
-def decode(path: Path, config: DataConfig, size: tuple[int, int], grey: bool, place: Sequence[float]) -> np.ndarray:
+def decode(
+    file: Path | bytes, config: DataConfig, size: tuple[int, int], grey: bool, place: Sequence[float]
+) -> np.ndarray:
     """A file as uint8 C×H×W.
 
     Args:
-        path: the file.
+        file: where it lies, or its bytes.
         config: background, filter.
         size: H, W wanted: the picture is resized to cover it, or to a scale that is asked for, then cropped.
         grey: one channel or three.
@@ -77,8 +79,8 @@ def decode(path: Path, config: DataConfig, size: tuple[int, int], grey: bool, pl
         Unusable: it cannot be read (any more).
     """
     if config.scale is not None:
-        return _window(_whole(path, grey, config.background), config, size, place)
-    image = _open(_read(path))
+        return _window(_whole(file, grey, config.background), config, size, place)
+    image = _open(_read(file))
     height, width = _turned_size(image)
     turned = (height, width) != (image.height, image.width)
     scale = max(size[0] / height, size[1] / width)
@@ -95,9 +97,9 @@ def decode(path: Path, config: DataConfig, size: tuple[int, int], grey: bool, pl
 
 
 @lru_cache(maxsize=4)
-def _whole(path: Path, grey: bool, colour: str) -> Image.Image:
+def _whole(file: Path | bytes, grey: bool, colour: str) -> Image.Image:
     """A picture at its full size; the last few are kept, since crops of one large picture are often asked for."""
-    image = _open(_read(path))
+    image = _open(_read(file))
     _load(image)
     return _flat(ImageOps.exif_transpose(image), grey, colour)
 
@@ -134,9 +136,9 @@ def background(name: str) -> tuple[int, ...]:
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def _read(file: Path | bytes) -> bytes:
     try:
-        return path.read_bytes()
+        return file if isinstance(file, bytes) else file.read_bytes()
     except OSError as error:
         raise Unusable((error.strerror or "cannot be read").lower()) from error
 

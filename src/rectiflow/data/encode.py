@@ -103,12 +103,12 @@ def encode_set(
             that are not finite in `config.dtype`; a disk that is full or read-only; a process that encodes there.
     """
     config.refuse_copies(data_config)
+    data_config.refuse_buckets("latents")
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         refuse_others(folder, manifest.fingerprint, fingerprint)
-        if not any(
-            damage(folder, shard, False) for part in (manifest.train, manifest.held_out) for shard in part.shards
-        ):
+        shards = (*manifest.train.shards, *manifest.held_out.shards)
+        if not any(damage(folder, shard, False) for shard in shards):
             return manifest
     with _alone_in(folder):
         former = _former(folder, fingerprint)

@@ -1,25 +1,39 @@
 """A folder of pictures as a set to train on."""
 
+import atexit
+import copy
 import logging
+import shutil
+import tempfile
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
 from datasets.utils.logging import disable_progress_bar
 from torch import Tensor
 
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import write_folder
+from rectiflow.base.files import unwritable, write_folder
+from rectiflow.data import buckets as shapes
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Unusable, background, decode
-from rectiflow.data.images import Images, ImageSet
-from rectiflow.data.inventory import inventory
+from rectiflow.data.images import Bucket, Images, ImageSet
+from rectiflow.data.inventory import Report, inventory
+from rectiflow.data.shards import content
 
 disable_progress_bar()  # of `datasets`; ours says what is going on
 _LOG = logging.getLogger("rectiflow")
 _NEIGHBOURS = 20
+_TEXT, _YES = Value("string"), Value("bool")
+_COLUMNS = Features(
+    {
+        **{"path": _TEXT, "class": _TEXT, "captions": [_TEXT], "held_out": _YES},
+        **{"height": Value("int64"), "width": Value("int64"), "grey": _YES},
+    }
+)
 
 
 @final
@@ -27,19 +41,22 @@ class Files(Images):
     """Pictures decoded when they are asked for; only the table of their paths is held, mapped from disk.
 
     Args:
-        table: columns path, label, caption.
+        table: columns path, label, captions, height, width.
         config: how to decode.
-        size: H, W.
+        sizes: H, W of each bucket.
+        size: H, W of what `fetch` gives.
         grey: one channel or three.
     """
 
     costly = True
 
-    def __init__(self, table: Dataset, config: DataConfig, size: tuple[int, int], grey: bool) -> None:
-        self.table, self.config, self.grey = table.flatten_indices(), config, grey
+    def __init__(
+        self, table: Dataset, config: DataConfig, sizes: list[shapes.Size], size: shapes.Size, grey: bool
+    ) -> None:
+        self.table, self.config, self.sizes, self.grey = table, config, sizes, grey
         self.shape = (1 if grey else 3, *size)
         self.labels = torch.tensor(self.table["label"][:], dtype=torch.int64)
-        self.captioned = any(self.table["caption"])
+        self.captioned = bool(pc.any(pc.greater(pc.list_value_length(self.table.data.column("captions")), 0)).as_py())
         self._lost: set[str] = set()
 
     def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
@@ -53,14 +70,30 @@ class Files(Images):
         return torch.from_numpy(np.stack(pictures))
 
     def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
-        """The captions at `index`; empty where there is none."""
-        return [self.table.data.column("caption")[i].as_py() for i in index.tolist()]
+        """A caption of each picture at `index`; empty where there is none."""
+        draws = [0.0] * len(index) if choice is None else choice.tolist()
+        column = self.table.data.column("captions")
+        given = [column[i].as_py() for i in index.tolist()]
+        return [some[int(draw * len(some))] if some else "" for some, draw in zip(given, draws, strict=True)]
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Each picture at the shape at which it keeps most of its area."""
+        if len(self.sizes) == 1:
+            return super().buckets()
+        numbers = torch.from_numpy(shapes.assign(*_sides(self.table), self.sizes))
+        rows = [torch.nonzero(numbers == number).flatten() for number in range(len(self.sizes))]
+        return tuple(Bucket(some, self._at(size)) for some, size in zip(rows, self.sizes, strict=True) if len(some))
+
+    def _at(self, size: shapes.Size) -> "Files":
+        other = copy.copy(self)
+        other.shape = (self.shape[0], *size)
+        return other
 
     def _one(self, index: int, place: list[float]) -> np.ndarray:
         for step in range(_NEIGHBOURS):
             path = self.table.data.column("path")[(index + step) % len(self)].as_py()
             try:
-                return decode(Path(self.config.dir, path), self.config, self.shape[1:], self.grey, place)
+                return decode(content(self.config.dir, path), self.config, self.shape[1:], self.grey, place)
             except Unusable as problem:
                 if path not in self._lost:
                     self._lost.add(path)
@@ -86,7 +119,7 @@ def open_folder(config: DataConfig, index: Path | None = None) -> ImageSet:
     if index is not None:
         return _as_set(config, _read(index), ())
     rows, report = inventory(config)
-    return _as_set(config, Dataset.from_list(rows), report)
+    return _as_set(config, _mapped(rows), report)
 
 
 def write_index(data: ImageSet, index: Path) -> None:
@@ -100,15 +133,48 @@ def write_index(data: ImageSet, index: Path) -> None:
         write_folder(index, lambda aside: concatenate_datasets(parts).save_to_disk(str(aside)))
 
 
-def _as_set(config: DataConfig, table: Dataset, report: tuple[tuple[str, int, str], ...]) -> ImageSet:
+def _as_set(config: DataConfig, table: Dataset, report: Report) -> ImageSet:
     names = tuple(sorted(set(table["class"]) - {""}, key=_natural))
     grey = config.colour == "grey" or (config.colour == "auto" and all(table["grey"]))
     size = config.height_width if config.size is not None else _common_size(table)
     number = {name: label for label, name in enumerate(names)}
     table = table.add_column("label", [number.get(name, -1) for name in table["class"]])
     held_out = np.array(table["held_out"], dtype=bool)
-    parts = [Files(table.select(np.flatnonzero(chosen)), config, size, grey) for chosen in (~held_out, held_out)]
+    train, others = (_selected(table, chosen) for chosen in (~held_out, held_out))
+    sizes = [size]
+    if config.buckets > 1:
+        sizes = shapes.choose(*_sides(train), config)
+        report = (*report, *shapes.table(*_sides(train), sizes, size)) if report else ()
+        size = shapes.nearest(sizes, size)
+    parts = [Files(part, config, sizes, size, grey) for part in (train, others)]
     return ImageSet(parts[0], parts[1], names, report=report)
+
+
+def _sides(table: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Heights and widths, int64 N each."""
+    return table.data.column("height").to_numpy(), table.data.column("width").to_numpy()
+
+
+def _selected(table: Dataset, chosen: np.ndarray) -> Dataset:
+    part = table.select(np.flatnonzero(chosen))
+    return part.flatten_indices(cache_file_name=str(_aside() / "part.arrow"))
+
+
+def _mapped(rows: list[dict[str, Any]]) -> Dataset:
+    """The rows in a file of this process, so that their pages are the system's to keep or to drop."""
+    aside = _aside()
+    try:
+        Dataset.from_list(rows, features=_COLUMNS).save_to_disk(str(aside))
+    except OSError as error:
+        raise unwritable(aside, error) from error
+    return load_from_disk(str(aside))
+
+
+def _aside() -> Path:
+    """A new folder, gone when this process ends."""
+    folder = tempfile.mkdtemp(prefix="rectiflow-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _common_size(table: Dataset) -> tuple[int, int]:
@@ -128,6 +194,10 @@ def _natural(name: str) -> tuple[bool, int, str]:
 
 def _read(index: Path) -> Dataset:
     try:
-        return load_from_disk(str(index))
+        table = load_from_disk(str(index))
     except Exception as error:  # the reader lets through whatever its parsers raise
         raise InputError(f"{index} cannot be read; restore it, or begin another run.") from error
+    if "caption" in table.column_names:  # of a run begun when a picture had one caption
+        table = table.add_column("captions", [[caption] if caption else [] for caption in table["caption"]])
+        table = table.remove_columns("caption").select_columns(list(_COLUMNS)).cast(_COLUMNS)
+    return table

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ class Images(ABC):
     """Labelled pictures of one size, fetched by index. Subclasses are final.
 
     Attributes:
-        shape: C, H, W.
+        shape: C, H, W of what `fetch` gives.
         labels: int64 N; −1 for a picture without a label.
         costly: whether fetching is work that another process should do ahead.
         prepared: whether crops and mirrors are made already, so that `place` chooses among what there is.
@@ -47,6 +47,22 @@ class Images(ABC):
             choice: B in [0, 1): of a picture's n captions number ⌊n·choice⌋; None is the first.
         """
         return [""] * len(index)
+
+    def buckets(self) -> "tuple[Bucket, ...]":
+        """Each picture in one bucket, none of them empty; one of all pictures, unless `data.buckets` asks for more."""
+        return (Bucket(torch.arange(len(self)), self),)
+
+
+class Bucket(NamedTuple):
+    """Pictures that are trained on at one shape.
+
+    Attributes:
+        rows: which pictures of the set, int64.
+        images: the whole set at that shape.
+    """
+
+    rows: Tensor
+    images: Images
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -93,8 +109,13 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """C, H, W of one picture."""
+        """C, H, W of one picture; with buckets, of the one whose proportions are nearest to those of `data.size`."""
         return self.train.shape
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """C, H, W of every batch that training may see."""
+        return tuple(bucket.images.shape for bucket in self.train.buckets())
 
     @property
     def unseen(self) -> Images:

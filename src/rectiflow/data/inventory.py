@@ -3,12 +3,12 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Facts, Unusable, inspect
+from rectiflow.data.shards import content
 from rectiflow.data.survey import NOT_A_PICTURE, Entry, Survey, survey
 
 Used = Sequence[tuple[Entry, Facts]]
@@ -19,7 +19,7 @@ def inventory(config: DataConfig) -> tuple[list[dict[str, Any]], Report]:
     """Survey `config.dir` and look into each file.
 
     Returns:
-        A row for each picture to use (path, class, caption, held_out, height, width, grey), and the report.
+        A row for each picture to use (path, class, captions, held_out, height, width, grey), and the report.
 
     Raises:
         InputError: nothing, or too little of what was found, can be used.
@@ -37,7 +37,7 @@ def inventory(config: DataConfig) -> tuple[list[dict[str, Any]], Report]:
         {
             "path": entry.path,
             "class": entry.label or "",
-            "caption": entry.caption,
+            "captions": list(entry.captions),
             "held_out": out,
             "height": fact.height,
             "width": fact.width,
@@ -62,19 +62,36 @@ def _report(config: DataConfig, found: Survey, used: Used, held_out: Sequence[bo
         ("held out", sum(held_out), "by their folder" if by_folder else "by their content"),
     ]
     sometimes = [
-        ("with captions", sum(bool(entry.caption) for entry, _ in used), "kept for text conditioning"),
-        ("without a row", found.without_row, "in the metadata: used, without a caption"),
+        *_captions(config, found, used),
+        ("without a row", found.without_row, "in the metadata: used all the same"),
         ("enlarged", small, f"smaller than {config.size}"),
         ("copies", len(used) - len({fact.digest for _, fact in used}), "equal files, kept in one part"),
+        *found.notes(),
         *((f"skipped: {why}", count, first) for why, count, first in found.reasons()),
     ]
-    return (*always, *(line for line in sometimes if line[1]))
+    return (*always, *(line for line in sometimes if line[1] or line[0] == "captions"))
+
+
+def _captions(config: DataConfig, found: Survey, used: Used) -> Report:
+    captioned = [entry.captions for entry, _ in used if entry.captions]
+    if not captioned:
+        columns = ", ".join(sorted(found.columns)[:8])
+        missing = found.columns and config.caption not in found.columns
+        return (("captions", 0, f"no column {config.caption}; there are: {columns} (data.caption)"),) if missing else ()
+    lengths = [len(caption) for captions in captioned for caption in captions]
+    most = max(len(captions) for captions in captioned)
+    several = f", up to {most} of a picture" if most > 1 else ""
+    return (
+        ("with captions", len(captioned), f"{len(lengths):,} captions{several}"),
+        ("without captions", len(used) - len(captioned), "used; an empty caption is none"),
+        ("longest caption", max(lengths), f"characters; the shortest has {min(lengths):,}"),
+    )
 
 
 def _facts(config: DataConfig, entry: Entry) -> Facts | str:
     """What the picture holds, or why it cannot be used."""
     try:
-        fact = inspect(Path(config.dir, entry.path), config.check == "decode")
+        fact = inspect(content(config.dir, entry.path), config.check == "decode")
     except Unusable as problem:
         return str(problem)
     if max(fact.height, fact.width) > config.max_aspect * min(fact.height, fact.width):

@@ -1,11 +1,10 @@
-"""The order in which training sees its data, a function of (seed, step), so that resuming needs no state; and the
-processes that decode ahead of it."""
+"""The batch of any step, a function of (seed, step), and the processes that decode ahead of training."""
 
+import logging
 import os
 import signal
 import time
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple, final
 
 import torch
@@ -16,41 +15,16 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.config import DataConfig
 from rectiflow.data.images import Images, to_float
+from rectiflow.data.order import bucket_indices
 
-
-def batch_positions(step: int, batch: int) -> Tensor:
-    """Global sample numbers of a step: step·batch … step·batch + batch − 1 (int64)."""
-    return torch.arange(step * batch, (step + 1) * batch)
-
-
-def batch_indices(step: int, batch: int, count: int, seed: int) -> Tensor:
-    """Which of `count` samples the step takes: each epoch goes once through all, in an order keyed by (seed, epoch).
-
-    Args:
-        step: training step, ≥ 0.
-        batch: B of the whole (global) batch.
-        count: samples in the set.
-        seed: seed of the run.
-    """
-    positions = batch_positions(step, batch)
-    epochs = positions // count
-    chosen = torch.empty_like(positions)
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-        inside = epochs == epoch
-        chosen[inside] = _order(seed, epoch, count)[positions[inside] % count]
-    return chosen
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Tensor:
-    return Key(seed, "order", epoch).permutation(count)
+_LOG = logging.getLogger("rectiflow")
 
 
 class Batch(NamedTuple):
     """One step's samples.
 
     Attributes:
-        pixels: float32 B×C×H×W in [−1, 1].
+        pixels: float32 B×C×H×W in [−1, 1]; H and W are those of one of `Images.buckets`.
         labels: int64 B; −1 for a picture without a label.
         captions: B of them; empty where there is none.
         index: int64 B, the rows of the set.
@@ -59,7 +33,7 @@ class Batch(NamedTuple):
     pixels: Tensor
     labels: Tensor
     captions: tuple[str, ...]
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
 
 @final
@@ -68,6 +42,8 @@ class _Batches(Dataset["Batch | str"]):
 
     def __init__(self, images: Images, config: DataConfig, batch: int, seed: int) -> None:
         self.images, self.config, self.batch, self.seed = images, config, batch, seed
+        self.buckets = images.buckets()
+        self.counts = [len(bucket.rows) for bucket in self.buckets]
 
     def __getitem__(self, step: int) -> "Batch | str":
         try:
@@ -76,11 +52,12 @@ class _Batches(Dataset["Batch | str"]):
             return str(error)
 
     def _batch(self, step: int) -> Batch:
-        index = batch_indices(step, self.batch, len(self.images), self.seed)
+        number, rows = bucket_indices(step, self.batch, self.counts, self.seed)
+        index, images = self.buckets[number].rows[rows], self.buckets[number].images
         # Crops and mirrors are keyed by the step and the place in the batch, like every other draw.
         draws = Key(self.seed, "training crop", step).uniform(torch.arange(self.batch), (4,))
         wanders = self.config.crop == "random" or self.images.prepared
-        pixels = self.images.fetch(index, draws[:, [0, 1, 3]] if wanders else None)
+        pixels = images.fetch(index, draws[:, [0, 1, 3]] if wanders else None)
         if self.config.flip and not self.images.prepared:
             mirrored = draws[:, 2, None, None, None] < 0.5
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
@@ -126,6 +103,7 @@ class Loader:
         self._batches, self._steps = _Batches(images, config, batch, seed), steps
         asked = max(1, (os.cpu_count() or 1) // 2) if config.workers is None else config.workers
         self._workers = asked if images.costly else 0
+        self._tell_small_buckets(batch)
         self._next = -1
         self._iterator: Iterator[Batch | str] = iter(())
         self._last: tuple[int, Batch] | None = None
@@ -143,6 +121,16 @@ class Loader:
         self.waited += time.perf_counter() - began
         self._last = step, batch
         return batch
+
+    def _tell_small_buckets(self, batch: int) -> None:
+        for bucket, count in zip(self._batches.buckets, self._batches.counts, strict=True):
+            if count < batch and len(self._batches.counts) > 1:
+                _LOG.warning(
+                    "the bucket %d×%d has %d pictures, fewer than a batch of %d: its batches repeat them; "
+                    "data.smallest_bucket=%d merges it with the nearest.",
+                    *bucket.images.shape[1:],
+                    *(count, batch, batch),
+                )
 
     def _ahead(self, step: int) -> "Batch | str":
         if step != self._next:

@@ -65,7 +65,7 @@ def pictures_in(
     """
     from rectiflow.data.folder import open_folder
 
-    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[1:], "labels": labels}
+    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[1:], "labels": labels, "buckets": 1}
     read_as = {**changes, "colour": "grey" if shape[0] == 1 else "rgb"}
     base = like or DataConfig(held_out=0.0)
     return open_folder(DataConfig.parse({**base.model_dump(), **read_as}, "source"), index)

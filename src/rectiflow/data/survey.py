@@ -1,16 +1,20 @@
 """What lies in a folder of pictures: found before training starts, and nothing dropped in silence."""
 
-import glob
 import os
-import tempfile
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rectiflow.base.errors import InputError, unknown
+from rectiflow.base.errors import InputError
+from rectiflow.data.captions import captions_of, sidecar
 from rectiflow.data.config import DataConfig
+from rectiflow.data.decode import Unusable
+from rectiflow.data.metadata import METADATA, check_columns, read_metadata
+from rectiflow.data.shards import image_column, is_inside
+from rectiflow.data.shards import rows as rows_inside
 
 EXTENSIONS = frozenset(
     f".{name}"
@@ -18,7 +22,6 @@ EXTENSIONS = frozenset(
     for name in names.split()
 )
 NOT_A_PICTURE = "not a picture by its name"
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TRAINING = frozenset({"train", "training"})
 _HELD_OUT = frozenset({"val", "valid", "validation", "test", "testing", "eval", "dev", "held_out"})
 
@@ -28,15 +31,15 @@ class Entry:
     """One picture as the folder presents it.
 
     Args:
-        path: relative to the folder.
+        path: relative to the folder; for those inside a parquet file see `shards`.
         label: name of its class; None for none.
-        caption: its caption; empty for none.
+        captions: its captions.
         held_out: by the folder it lies in; None where the folder does not say.
     """
 
     path: str
     label: str | None
-    caption: str
+    captions: tuple[str, ...]
     held_out: bool | None
 
 
@@ -47,18 +50,30 @@ class Survey:
     Args:
         entries: the pictures, in the order of their paths.
         skipped: (path, why) of each file that is none, or is left out.
+        noted: (path, what) of each row and caption that was not taken as it is.
         without_row: pictures that a metadata file does not name.
+        columns: of the metadata.
     """
 
     entries: list[Entry] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    noted: list[tuple[str, str]] = field(default_factory=list)
     without_row: int = 0
+    columns: set[str] = field(default_factory=set)
 
     def reasons(self) -> list[tuple[str, int, str]]:
-        """(why, how many, the first of them) for each reason."""
-        counts = Counter(why for _, why in self.skipped)
-        first = {why: path for path, why in reversed(self.skipped)}
-        return [(why, count, first[why]) for why, count in counts.most_common()]
+        """(why, how many, the first of them) for each reason to skip."""
+        return _counted(self.skipped)
+
+    def notes(self) -> list[tuple[str, int, str]]:
+        """(what, how many, the first of them) of what is noted."""
+        return _counted(self.noted)
+
+
+def _counted(told: Sequence[tuple[str, str]]) -> list[tuple[str, int, str]]:
+    counts = Counter(why for _, why in told)
+    first = {why: path for path, why in reversed(told)}
+    return [(why, count, first[why]) for why, count in counts.most_common()]
 
 
 def survey(config: DataConfig) -> Survey:
@@ -78,24 +93,45 @@ def survey(config: DataConfig) -> Survey:
     found = Survey()
     files = list(_walk(root, found))
     pictures = [path for path in files if Path(path).suffix.lower() in EXTENSIONS]
-    expected = {*pictures, *(str(Path(path).with_suffix(".txt")) for path in pictures)}
-    found.skipped += [(p, NOT_A_PICTURE) for p in files if p not in expected and Path(p).name not in METADATA]
-    rows = _metadata(root, files, found)
-    if config.labels not in ("folders", "none"):
-        _check_column(config.labels, rows)
+    shards = [path for path in files if _is_shard(root, path, found)]
+    tables = [path for path in files if Path(path).name in METADATA and path not in shards]
+    expected = {*pictures, *shards, *tables, *(str(Path(path).with_suffix(".txt")) for path in pictures)}
+    told = {path for path, _ in found.skipped}
+    found.skipped += [(path, NOT_A_PICTURE) for path in files if path not in expected | told]
+    rows, found.columns = read_metadata(config, tables, found.noted)
+    inside = {f"{path}#{number}": row for path in shards for number, row in enumerate(rows_inside(root / path))}
+    found.columns |= {column for row in inside.values() for column in row}
+    check_columns(config, found.columns)
     found.skipped += [(path, "named in the metadata, not found") for path in sorted(set(rows) - set(pictures))]
-    parts = _parts(pictures)
+    parts = _parts([*pictures, *inside])
     classed = any(len(_inner(path, parts)) > 1 for path in pictures)
-    for path in pictures:
-        row = rows.get(path, {})
-        label, missing = _label(config, row, _inner(path, parts)[:-1], classed)
+    for path in [*pictures, *inside]:
+        row = inside[path] if path in inside else rows[path].values if path in rows else {}
+        folders = [] if path in inside else _inner(path, parts)[:-1]
+        label, missing = _label(config, row, folders, classed)
         if missing:
             found.skipped.append((path, missing))
             continue
-        caption = str(row.get(config.caption) or "") or _sidecar(root, path)
-        found.entries.append(Entry(path, label, caption, parts.get(path.split("/")[0])))
+        if path in rows and rows[path].captions:
+            captions = rows[path].captions
+        else:
+            captions, problems = captions_of(row.get(config.caption)) if path in inside else sidecar(root / path)
+            found.noted += [(path, problem) for problem in problems]
+        found.entries.append(Entry(path, label, tuple(captions), parts.get(_top(path))))
     found.without_row = sum(path not in rows for path in pictures) if rows else 0
     return found
+
+
+def _is_shard(root: Path, path: str, found: Survey) -> bool:
+    """Whether a file is a parquet file with pictures inside."""
+    if Path(path).suffix.lower() != ".parquet":
+        return False
+    try:
+        return image_column(root / path) is not None
+    except Unusable as problem:
+        if Path(path).name not in METADATA:
+            found.skipped.append((path, str(problem)))
+        return False
 
 
 def _label(config: DataConfig, row: Mapping[str, Any], folders: Sequence[str], classed: bool) -> tuple[str | None, str]:
@@ -131,65 +167,23 @@ def _walk(root: Path, found: Survey) -> Iterator[str]:
 
 def _parts(pictures: Sequence[str]) -> dict[str, bool]:
     """Which top folders are parts: name → held out. Empty unless all of them are, with one to train on."""
-    tops = {path.split("/")[0] if "/" in path else "" for path in pictures}
+    tops = {_top(path) for path in pictures}
     named = {top for top in tops if top.lower() in _TRAINING | _HELD_OUT}
     if tops != named or not any(top.lower() in _TRAINING for top in tops):
         return {}
     return {top: top.lower() in _HELD_OUT for top in tops}
 
 
+def _top(path: str) -> str:
+    """The folder at the top, if any; of `data/test-00000-of-00002.parquet` and `data/test/0.parquet` it is "test"."""
+    pieces = path.split("/")
+    if not is_inside(path):
+        return pieces[0] if pieces[1:] else ""
+    folder = pieces[-2] if pieces[1:] else ""
+    return folder if folder.lower() in _TRAINING | _HELD_OUT else re.split(r"[-_.]", pieces[-1])[0]
+
+
 def _inner(path: str, parts: Mapping[str, bool]) -> list[str]:
     """Folders and name of a path, below its part."""
     pieces = path.split("/")
     return pieces[1:] if pieces[0] in parts else pieces
-
-
-def _sidecar(root: Path, path: str) -> str:
-    try:
-        return (root / path).with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _metadata(root: Path, files: Sequence[str], found: Survey) -> dict[str, dict[str, Any]]:
-    """Rows of all metadata files by the path of their picture."""
-    rows: dict[str, dict[str, Any]] = {}
-    for path in (path for path in files if Path(path).name in METADATA):
-        for row in _read_rows(root / path):
-            name = Path(row.pop("image")["path"]).relative_to(root.absolute()).as_posix()
-            if name in rows:
-                found.skipped.append((name, "named twice in the metadata"))
-            rows[name] = row
-    return rows
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metadata file as `datasets` reads them, the paths of the pictures under `image`."""
-    from datasets import Image, load_dataset
-
-    # imagefolder itself turns folders into splits and drops labels and rows: only its reading of metadata is used.
-    try:
-        with tempfile.TemporaryDirectory() as cache:
-            table = load_dataset(
-                "imagefolder",
-                data_files={"train": [glob.escape(str(path.absolute()))]},
-                split="train",
-                drop_labels=True,
-                drop_metadata=False,
-                cache_dir=cache,
-            )
-            return list(table.cast_column("image", Image(decode=False)))
-    except Exception as error:  # the reader lets through whatever its parsers raise
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise InputError(
-            f"{path} cannot be read as metadata ({reason[0] if reason else type(error).__name__}); expected rows with "
-            "file_name and, say, text."
-        ) from error
-
-
-def _check_column(name: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    if not rows:
-        raise InputError(f"data.labels={name} names a column, but there is no metadata file ({', '.join(METADATA)}).")
-    columns = {column for row in rows.values() for column in row}
-    if name not in columns:
-        raise unknown("column for data.labels", name, ["folders", "none", *sorted(columns)])

@@ -1,31 +1,88 @@
-"""`rectiflow data`: a built-in set as a plain folder of pictures."""
+"""`rectiflow data`: what training would see of a set, and a built-in one as a plain folder of pictures."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
+
+from rectiflow.base.errors import InputError
+from rectiflow.data.config import SetName
+from rectiflow.recipes.registry import resolve
+
+if TYPE_CHECKING:
+    from rectiflow.data.images import ImageSet
+
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Data:
-    """Write a built-in set as a folder of pictures, which trains again: rectiflow train folder --data DIR.
+    """Show what training would see: pictures used and skipped, captions, buckets. Nothing is written.
+
+    With --out, a built-in set is written as a folder of pictures instead, which trains again: rectiflow train folder
+    --data DIR.
 
     Args:
-        set: digits (class folders) or digit-scenes (captions in metadata.jsonl).
+        source: A folder of pictures, or digits or digit-scenes.
         out: The folder to write; new or empty.
-        count: Pictures of each part (train and test) at most; 0 is all.
+        count: Pictures of each part (train and test) to write at most; 0 is all.
+        set: Settings of the data, such as data.size=64 data.buckets=7 data.caption=prompt.
     """
 
-    set: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SET")]
-    out: Path
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SET|DIR")]
+    out: Path | None = None
     count: int = 0
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
 
     def __call__(self) -> int:
-        """Write; returns the exit status."""
+        """Show or write; returns the exit status."""
+        settings = [setting for group in self.set for setting in group]
+        if self.out is None:
+            self._show(settings)
+            return 0
+        if settings:
+            raise InputError("--out writes a built-in set as it is; leave out --set.")
         from rectiflow.data.sets import write_set
 
-        written = write_set(self.set, self.out, self.count)
+        written = write_set(self.source, self.out, self.count)
         parts = " and ".join(f"{count} in {self.out / part}" for part, count in written.items())
         print(f"wrote {parts}. Train: rectiflow train folder --data {self.out}")
         return 0
+
+    def _show(self, settings: list[str]) -> None:
+        from rich.console import Console
+
+        from rectiflow.training.run import pictures_of
+
+        builtin = [name for name in get_args(SetName) if name != "folder"]
+        if self.source not in builtin and not Path(self.source).is_dir():
+            raise InputError(f"no folder at {self.source}; expected one, or a built-in set: {', '.join(builtin)}.")
+        if self.source in builtin:
+            config = resolve("digits", None, [f"data.set={self.source}", *settings])
+        else:
+            folder = json.dumps(str(Path(self.source).absolute()))
+            config = resolve("folder", None, [f"data.dir={folder}", *settings])
+        console = Console()
+        for line in _lines(pictures_of(config, None, console)):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _lines(data: "ImageSet") -> list[str]:
+    """How many pictures, of which shape and classes; and a few captions from all over the set."""
+    import torch
+
+    channels, height, width = data.shape
+    lines = [
+        f"{len(data.train):,} to train on, {len(data.held_out):,} held out; {channels}×{height}×{width}; "
+        f"{len(data.class_names)} classes{': ' if data.class_names else ''}{', '.join(data.class_names[:10])}"
+        f"{' …' if data.class_names[10:] else ''}"
+    ]
+    if data.train.captioned:
+        # More than are shown, since some pictures may have none.
+        index = torch.linspace(0, len(data.train) - 1, min(20 * _EXAMPLES, len(data.train))).long()
+        some = [caption for caption in data.train.captions(index) if caption]
+        shown = some[:: max(1, len(some) // _EXAMPLES)][:_EXAMPLES]
+        lines += ["captions, such as:", *(f"  {' '.join(caption[:200].split())}" for caption in shown)]
+    return lines

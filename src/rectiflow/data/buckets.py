@@ -45,8 +45,7 @@ def kept(heights: np.ndarray, widths: np.ndarray, sizes: list[Size]) -> np.ndarr
 def choose(heights: np.ndarray, widths: np.ndarray, config: DataConfig) -> list[Size]:
     """At most `data.buckets` shapes at which the pictures keep most of their area, from tall to wide.
 
-    Shapes are added one by one and then exchanged, each time for the most that can be gained, until none gains. Those
-    with fewer than `data.smallest_bucket` pictures are then given up, the smallest first.
+    Those with fewer than `data.smallest_bucket` pictures are given up, the smallest first.
 
     Args:
         heights: of the pictures to train on, N ≥ 1.
@@ -59,23 +58,14 @@ def choose(heights: np.ndarray, widths: np.ndarray, config: DataConfig) -> list[
     sizes = candidates(config)
     bins, counts = np.unique(np.round(np.log(widths / heights) * _BINS), return_counts=True)
     shares = kept(np.ones(len(bins)), np.exp(bins / _BINS), sizes)
-    chosen: list[int] = []
-    while len(chosen) < config.buckets:
-        added = _best(shares, counts, chosen)
-        if added is None:
-            break
-        chosen.append(added)
-        for place in range(len(chosen)):
-            others = chosen[:place] + chosen[place + 1 :]
-            better = _best(shares, counts, others)
-            if better is not None and _total(shares, counts, [*others, better]) > _total(shares, counts, chosen):
-                chosen[place] = better
+    centres = np.log([width / height for height, width in sizes])
+    chosen = _best(shares * counts[:, None], bins[:, None] / _BINS <= centres, config.buckets)
     while len(chosen) > 1:
         pictures = np.bincount(shares[:, chosen].argmax(1), weights=counts, minlength=len(chosen))
         if pictures.min() >= config.smallest_bucket:
             break
         chosen.pop(int(pictures.argmin()))
-    return [sizes[number] for number in sorted(chosen)]
+    return [sizes[number] for number in chosen]
 
 
 def nearest(sizes: list[Size], size: Size) -> Size:
@@ -111,13 +101,30 @@ def table(heights: np.ndarray, widths: np.ndarray, sizes: list[Size], size: Size
     return [*lines, ("in buckets", len(heights), all_of_them)]
 
 
-def _total(shares: np.ndarray, counts: np.ndarray, chosen: list[int]) -> float:
-    return float(counts @ shares[:, chosen].max(1))
+def _best(shares: np.ndarray, below: np.ndarray, most: int) -> list[int]:
+    """The fewest numbers, `most` at most and rising, whose shapes keep most: exact, by dynamic programming.
 
+    A picture is kept best by one of the two chosen shapes that its proportions lie between, so the best choice that
+    ends at shape j extends a best one that ends at some i < j.
 
-def _best(shares: np.ndarray, counts: np.ndarray, others: list[int]) -> int | None:
-    """The shape that gains most beside `others`; None if none gains."""
-    before = shares[:, others].max(1) if others else np.zeros(len(shares))
-    gains = counts @ (np.maximum(shares, before[:, None]) - before[:, None])
-    best = int(gains.argmax())
-    return best if gains[best] > 1e-9 * counts.sum() else None
+    Args:
+        shares: M×K, what the shapes, from tall to wide, keep of kinds of pictures.
+        below: M×K, whether a kind's proportions are at most those of the shape.
+    """
+    kinds, count = shares.shape
+    between = np.full((count, count), -np.inf)
+    for i in range(count - 1):
+        gains = np.maximum(shares[:, i : i + 1], shares[:, i + 1 :])
+        between[i, i + 1 :] = (gains * (below[:, i + 1 :] & ~below[:, i : i + 1])).sum(0)
+    beyond = (shares * ~below).sum(0)
+    value, ways = (shares * below).sum(0), [[number] for number in range(count)]
+    best, chosen = -np.inf, [0]
+    for _ in range(min(most, count)):
+        last = int((value + beyond).argmax())
+        if (value + beyond)[last] <= best + 1e-9 * kinds:
+            break
+        best, chosen = float((value + beyond)[last]), ways[last]
+        before = (value[:, None] + between).argmax(0)
+        value = (value[:, None] + between).max(0)
+        ways = [[*ways[i], number] for number, i in enumerate(before.tolist())]
+    return chosen

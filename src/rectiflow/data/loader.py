@@ -139,6 +139,7 @@ class Loader:
                     self._batches,
                     batch_size=None,
                     sampler=_From(step, self._steps),
+                    collate_fn=_as_it_is,
                     num_workers=self._workers,
                     prefetch_factor=4,
                     worker_init_fn=_begin,
@@ -146,6 +147,11 @@ class Loader:
             )
         self._next = step + 1
         return next(self._iterator)
+
+
+def _as_it_is(batch: "Batch | str") -> "Batch | str":
+    # By default the loader makes a list of a tuple of strings.
+    return batch
 
 
 def _begin(worker: int) -> None:

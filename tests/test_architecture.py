@@ -20,6 +20,7 @@ FLOORS = {
     "request": 3,
     "pipeline": 4,
     "evaluation": 5,
+    "serving": 5,
     "training": 6,
     "recipes": 7,
     "workflow": 7,

@@ -20,12 +20,14 @@ from rectiflow.cli.evaluate import Evaluate
 from rectiflow.cli.export import Export
 from rectiflow.cli.info import Info
 from rectiflow.cli.sample import Sample
+from rectiflow.cli.serve import Serve
 from rectiflow.cli.train import Train
 
-Command = Train | Sample | Evaluate | Compare | Encode | Export | Doctor | Info | Average | Data
+Command = Train | Sample | Serve | Evaluate | Compare | Encode | Export | Doctor | Info | Average | Data
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "sample": Sample,
+    "serve": Serve,
     "evaluate": Evaluate,
     "compare": Compare,
     "encode": Encode,

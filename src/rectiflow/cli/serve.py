@@ -1,0 +1,104 @@
+"""`rectiflow serve`: a model as an API and a page."""
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from rectiflow.base.errors import InputError
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_NEEDED = ("fastapi", "uvicorn", "gradio", "prometheus_client", "greenlet")
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a model: a page at /, OpenAI's images API at /v1, and /health and /metrics.
+
+    A token is asked for if the environment has RECTIFLOW_TOKEN or --token-file names one: of the API as
+    Authorization: Bearer TOKEN, of the page as a password.
+
+    Args:
+        run: A run folder, a model folder, or ORG/NAME on the Hugging Face hub.
+        host: Address to listen at; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from everywhere.
+        port: Port; 0 takes a free one.
+        name: What clients call the model; the name of the run if left out.
+        token_file: File that holds the token.
+        steps: Steps where a client says nothing.
+        solver: Solver where a client says nothing; see rectiflow sample --help.
+        guidance: w ≥ 0 where a client says nothing; 1 if left out, or 0 for a model without.
+        max_queue: Requests that wait; further ones are refused with 429.
+        max_slots: Pictures of the trained size in flight.
+        max_batch: Rows of the trained size in one call of the network.
+        max_n: Pictures of a request.
+        max_steps: Steps of a request.
+        max_side: Longest side of a picture in pixels; 0 is twice that of the size trained on.
+        lanes: Threads that call the network; 0 is one for each core on a CPU, and one elsewhere.
+        precision: Of the network's arithmetic: float32, or bfloat16, in which a picture may differ a little with what
+            it is batched with.
+        device: auto, cpu, cuda or mps.
+        grace: Seconds for what was begun when told to stop.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str = ""
+    token_file: Path | None = None
+    steps: int = 50
+    solver: str = "euler"
+    guidance: float | None = None
+    max_queue: int = 64
+    max_slots: int = 128
+    max_batch: int = 128
+    max_n: int = 10
+    max_steps: int = 250
+    max_side: int = 0
+    lanes: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    grace: float = 30.0
+
+    def __call__(self) -> int:
+        """Serve until told to stop; returns the exit status."""
+        if missing := [name for name in _NEEDED if find_spec(name) is None]:
+            raise InputError(f"serving needs {', '.join(missing)}; install it with: pip install 'rectiflow[serve]'")
+        token = self._token()
+        if self.host not in _LOOPBACK and not token:
+            print(
+                f"rectiflow: anyone who reaches {self.host} may use this model; set RECTIFLOW_TOKEN.", file=sys.stderr
+            )
+
+        from rectiflow.cli.runs import model_of
+        from rectiflow.serving.engine import Engine
+        from rectiflow.serving.limits import Limits
+        from rectiflow.serving.served import Served
+        from rectiflow.serving.server import serve
+        from rectiflow.training.precision import resolve_device
+
+        limits = Limits(
+            queue=self.max_queue,
+            slots=self.max_slots,
+            batch=self.max_batch,
+            pictures=self.max_n,
+            steps=self.max_steps,
+            side=self.max_side,
+        )
+        pipeline = model_of(self.run, str(resolve_device(self.device)))
+        name = self.name or (self.run.resolve().name if self.run.exists() else str(self.run))
+        served = Served(pipeline, name, limits, self.steps, self.solver, self.guidance)
+        served.check()
+        serve(Engine(pipeline, limits, self.lanes, self.precision), served, self.host, self.port, token, self.grace)
+        return 0
+
+    def _token(self) -> str:
+        if self.token_file is None:
+            return os.environ.get("RECTIFLOW_TOKEN", "").strip()
+        token = self.token_file.read_text(encoding="utf-8").strip()
+        if not token:
+            raise InputError(f"{self.token_file} is empty; write the token into it.")
+        return token

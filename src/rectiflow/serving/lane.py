@@ -1,0 +1,240 @@
+"""One thread that marches many trajectories at once and evaluates the network for all of them together.
+
+Each request marches by itself, by the ordinary `Pipeline.states`, with its own solver, steps, guidance and seed, in a
+greenlet: a stack of its own on the same thread. Where it evaluates the network it leaves with (x_t, t, condition), and
+it is gone on with when the answer is there. So all trajectories of a lane stand at an evaluation whenever the network
+is called, no call waits for stragglers, and there is nothing to lock. Threads in their place spent, on small networks,
+two thirds of the time on waking each other.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, final
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from rectiflow.base.autocast import autocast
+from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
+from rectiflow.data.pictures import to_uint8
+from rectiflow.flow.flow import Flow
+from rectiflow.pipeline import Pipeline
+from rectiflow.request import Request
+from rectiflow.sampling.sample import State
+from rectiflow.serving.job import Cancelled, Failed, Finished, Job, Preview
+from rectiflow.serving.limits import Limits
+from rectiflow.serving.metrics import Metrics
+
+_LOG = logging.getLogger(__name__)
+Precision = Literal["float32", "bfloat16"]
+
+
+@final
+@dataclass(frozen=True)
+class Call:
+    """An evaluation of the network that a trajectory waits for: x_t B×…, t float32 B, B conditions or none."""
+
+    x_t: Tensor
+    t: Tensor
+    condition: Condition | None
+
+    def goes_with(self, other: "Call") -> bool:
+        """Whether one call of the network can do both."""
+        same = self.x_t.shape[1:] == other.x_t.shape[1:] and self.x_t.dtype == other.x_t.dtype
+        return same and (self.condition is None) == (other.condition is None)
+
+
+@final
+class Shared(nn.Module):
+    """A network as a trajectory in a lane sees it: its calls are left to the lane.
+
+    Args:
+        network: the one that the lane calls.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """As the network, after the other trajectories have had their turn."""
+        lane = getcurrent().parent
+        assert lane is not None, "only a trajectory in a lane can wait"
+        answer: Tensor = lane.switch(Call(x_t, t, condition))
+        return answer
+
+
+def shared(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline, for trajectories in lanes."""
+    flow = pipeline.flow
+    inside = Flow(
+        Shared(flow.network), flow.schedule, flow.prediction, flow.source, flow.shift, flow.sigma_data, flow.one_step
+    )
+    return replace(pipeline, flow=inside.eval())
+
+
+class Work(Protocol):
+    """Where a lane gets its jobs from."""
+
+    def take(self, lane: int, idle: bool) -> list[Job] | None:
+        """Jobs to begin; waits for one if the lane is idle; None is the end."""
+
+    def release(self, lane: int, job: Job, outcome: str) -> None:
+        """Give back what a job held: it is "completed", "failed" or "cancelled"."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    job: Job
+    march: greenlet
+    call: Call
+
+    @property
+    def weight(self) -> int:
+        return len(self.call.x_t) * self.job.area
+
+
+@final
+class Lane:
+    """Marches the jobs that it takes.
+
+    Args:
+        number: which lane it is, from 0.
+        pipeline: the model.
+        work: where jobs come from.
+        metrics: where calls are counted.
+        limits: of one call, which a call heavier by itself is alone to pass, and of one job's evaluations.
+        precision: of the network's arithmetic.
+        threads: torch's threads of this lane; 0 leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        pipeline: Pipeline,
+        work: Work,
+        metrics: Metrics,
+        limits: Limits,
+        precision: Precision = "float32",
+        threads: int = 0,
+    ) -> None:
+        self.number, self.work, self.metrics, self.limits = number, work, metrics, limits
+        self.precision, self.threads = precision, threads
+        self.network, self.pipeline = pipeline.flow.network, shared(pipeline)
+        self.waiting: list[_Waiting] = []
+
+    def run(self) -> None:
+        """March until there is no more work to come."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        # Trajectories switch gradients off and on again in turns on one thread: off outside too, they stay off.
+        with torch.no_grad():
+            while (jobs := self.work.take(self.number, not self.waiting)) is not None:
+                for job in jobs:
+                    self.metrics.waiting_seconds.observe(time.monotonic() - job.since)
+                    self._resume(job, greenlet(self._march), job)
+                self._drop_cancelled()
+                if self.waiting:
+                    self._round()
+
+    def _round(self) -> None:
+        """Evaluate the oldest call together with what goes with it, and go on with those trajectories."""
+        group, others = self.waiting[:1], []
+        weight = group[0].weight
+        for one in self.waiting[1:]:
+            if one.call.goes_with(group[0].call) and weight + one.weight <= self.limits.batch:
+                group.append(one)
+                weight += one.weight
+            else:
+                others.append(one)
+        self.waiting = others
+        answers: Sequence[Tensor | Exception]
+        try:
+            answers = self._evaluate([one.call for one in group])
+        except Exception:
+            # One of them may be at fault, and the others shall not pay for it.
+            answers = [self._alone(one.call) for one in group]
+        for one, answer in zip(group, answers, strict=True):
+            one.job.evaluations += 1
+            if one.job.evaluations > self.limits.evaluations:
+                answer = InputError(
+                    f"this took more than {self.limits.evaluations} evaluations of the network; ask for fewer steps "
+                    "or a coarser tolerance."
+                )
+            self._resume(one.job, one.march, answer)
+
+    def _evaluate(self, calls: Sequence[Call]) -> Sequence[Tensor]:
+        start = time.perf_counter()
+        sizes = [len(call.x_t) for call in calls]
+        # What guidance leads away from has been asked for by itself, and need not be there for each.
+        conditions = [replace(call.condition, against=None) for call in calls if call.condition is not None]
+        condition = type(conditions[0]).concatenate(conditions) if conditions else None
+        x_t, t = torch.cat([call.x_t for call in calls]), torch.cat([call.t for call in calls])
+        with autocast(x_t.device, self.precision):
+            value: Tensor = self.network(x_t, t, condition)
+        self.metrics.rows.observe(sum(sizes))
+        self.metrics.call_seconds.observe(time.perf_counter() - start)
+        return value.split(sizes)
+
+    def _alone(self, call: Call) -> Tensor | Exception:
+        try:
+            return self._evaluate([call])[0]
+        except Exception as error:
+            return error
+
+    def _resume(self, job: Job, march: greenlet, value: Job | Tensor | Exception) -> None:
+        """Go on with a trajectory until its next evaluation or its end."""
+        call = march.throw(value) if isinstance(value, Exception) else march.switch(value)
+        if march.dead:
+            self.work.release(self.number, job, call)
+        else:
+            self.waiting.append(_Waiting(job, march, call))
+
+    def _drop_cancelled(self) -> None:
+        standing, self.waiting = self.waiting, []
+        for one in standing:
+            if one.job.cancelled:
+                self._resume(one.job, one.march, Cancelled())
+            else:
+                self.waiting.append(one)
+
+    def _march(self, job: Job) -> str:
+        """A job from its beginning to its end, as a trajectory of its own; returns the outcome."""
+        try:
+            job.tell(self._made(job))
+        except Cancelled:
+            return "cancelled"
+        except Exception as error:
+            if not isinstance(error, InputError):
+                _LOG.exception("a request failed")
+            job.tell(Failed(error))
+            return "failed"
+        return "completed"
+
+    def _made(self, job: Job) -> Finished:
+        request = replace(job.request, precision=self.precision)
+        due: tuple[int, ...] = ()
+        number = 0
+        for state in self.pipeline.states(request):
+            if state.step == 0:
+                due = moments(state.steps, job.previews)
+            elif state.step in due and state.estimate is not None:
+                expected = self._pixels(replace(state, x_t=state.estimate.data), request)
+                job.tell(Preview(number, state.step, state.steps, expected))
+                number += 1
+            last = state
+        return Finished(self._pixels(last, request), time.monotonic() - job.since)
+
+    def _pixels(self, state: State, request: Request) -> Tensor:
+        return to_uint8(self.pipeline.decode(state, request))
+
+
+def moments(steps: int, previews: int) -> tuple[int, ...]:
+    """After which of the steps to show something: `previews` of them, evenly between the first and the last."""
+    marks = (round(steps * mark / (previews + 1)) for mark in range(1, previews + 1))
+    return tuple(dict.fromkeys(step for step in marks if 0 < step < steps))

@@ -1,0 +1,198 @@
+"""The page: a prompt, settings, previews while pictures are made, and a gallery that remembers how each was made."""
+
+import hmac
+import itertools
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, final
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr
+from fastapi import FastAPI
+from torch import Tensor
+
+from rectiflow.data.pictures import grid
+from rectiflow.request import Request
+from rectiflow.sampling.solvers import SOLVERS
+from rectiflow.serving.engine import Engine
+from rectiflow.serving.follow import follow, refusal_of
+from rectiflow.serving.job import Preview
+from rectiflow.serving.served import Asked, Served, asked, request_of
+from rectiflow.serving.shown import about, png, settings
+
+_PREVIEWS = 12
+_IN_GALLERY = 60
+_KEPT_FILES = 1000
+_SCREEN = 384  # pixels that the preview of one picture is wide
+# Small pictures are shown as what they are, and with no font but the system's own.
+_CSS = "#live img, #gallery img { image-rendering: pixelated; } #live img { min-height: 16rem; object-fit: contain; }"
+_FONTS = ["system-ui", "sans-serif"]
+_INPUTS = ("prompt", "negative_prompt", "seed", "steps", "solver", "guidance", "n")
+
+Entry = dict[str, Any]
+
+
+@final
+class Page:
+    """The page of one engine.
+
+    Args:
+        engine: makes the pictures.
+        served: the model and its limits.
+        folder: where finished pictures are kept; the oldest go.
+    """
+
+    def __init__(self, engine: Engine, served: Served, folder: Path) -> None:
+        self.engine, self.served, self.folder = engine, served, folder
+        self.kept: deque[Path] = deque()
+        self.numbers = itertools.count()
+        gr.set_static_paths([folder])
+        self.blocks = self._blocks()
+
+    def mount(self, app: FastAPI, token: str = "") -> FastAPI:
+        """Put the page at `/`, behind a form that asks for the token if there is one."""
+
+        def admitted(name: str, word: str) -> bool:
+            return hmac.compare_digest(word.encode(), token.encode())
+
+        theme = gr.themes.Base(font=_FONTS, font_mono=["ui-monospace", "monospace"])
+        return gr.mount_gradio_app(
+            app,
+            self.blocks,
+            path="/",
+            auth=admitted if token else None,
+            auth_message="Any name, and the server's token as password.",
+            footer_links=[],
+            run_history=False,
+            max_file_size=self.served.limits.body,
+            ssr_mode=False,
+            enable_monitoring=False,
+            theme=theme,
+            css=_CSS,
+        )
+
+    async def generate(self, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
+        """Previews, then pictures: what the live picture, the line below it, the gallery and its memory show.
+
+        Args:
+            given: values of `_INPUTS`, then the entries of the gallery.
+        """
+        entries: list[Entry] = given[-1]
+        values = dict(zip(_INPUTS, given[:-1], strict=True))
+        try:
+            wanted = request_of(self.served, self._asked(values))
+            async with aclosing(follow(self.engine, wanted, _PREVIEWS)) as events:
+                yield gr.skip(), "waiting", gr.skip(), gr.skip()
+                async for event in events:
+                    sheet = self._sheet(event.pixels)
+                    if isinstance(event, Preview):
+                        yield sheet, f"step {event.step} of {event.steps}", gr.skip(), gr.skip()
+                    else:
+                        entries = [*self._keep(event.pixels, wanted), *entries][:_IN_GALLERY]
+                        words = f"{len(event.pixels)} in {event.seconds:.2f} s, seed {wanted.seed}"
+                        yield sheet, words, [(e["file"], caption(e)) for e in entries], entries
+        except Exception as error:
+            raise gr.Error(refusal_of(error).message, duration=None, print_exception=False) from error
+
+    def _asked(self, values: Entry) -> Asked:
+        """Numbers of a page may come as floats."""
+        whole = {name: int(values[name]) for name in ("seed", "steps", "n") if values[name] is not None}
+        texts = {name: values[name] or "" for name in ("prompt", "negative_prompt")}
+        return asked({**values, **texts, **whole, "guidance": float(values["guidance"] or 0)})
+
+    def _sheet(self, pixels: Tensor) -> Any:
+        scale = max(1, _SCREEN // max(pixels.shape[1:3]))
+        return grid(pixels, min(len(pixels), 5), scale if len(pixels) == 1 else max(1, scale // 2))
+
+    def _keep(self, pixels: Tensor, wanted: Request) -> list[Entry]:
+        entries = []
+        for index, picture in enumerate(pixels):
+            file = self.folder / f"rectiflow-{wanted.seed}-{next(self.numbers):06d}.png"
+            file.write_bytes(png(picture, about(self.served, wanted, index)))
+            self.kept.append(file)
+            entries.append({"file": str(file), "index": index, **settings(self.served, wanted)})
+        while len(self.kept) > _KEPT_FILES:
+            self.kept.popleft().unlink(missing_ok=True)
+        return entries
+
+    def _blocks(self) -> gr.Blocks:
+        name = self.served.name
+        with gr.Blocks(title=f"{name} · rectiflow", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+            entries, chosen = gr.State([]), gr.State({})
+            gr.Markdown(f"# {name}")
+            with gr.Row():
+                with gr.Column(scale=2):
+                    inputs = self._inputs()
+                    with gr.Row():
+                        make = gr.Button("Generate", variant="primary", elem_id="generate")
+                        stop = gr.Button("Stop", elem_id="stop")
+                with gr.Column(scale=3):
+                    live = gr.Image(
+                        label="Now", format="png", interactive=False, buttons=[], elem_id="live", height=_SCREEN
+                    )
+                    line = gr.Markdown(elem_id="line")
+            gallery = gr.Gallery(
+                label="Made", columns=6, height="auto", format="png", buttons=["download"], elem_id="gallery",
+                object_fit="contain", interactive=False,
+            )  # fmt: skip
+            with gr.Row():
+                words = gr.JSON(label="Made with (choose a picture)", elem_id="settings", open=True)
+                with gr.Column():
+                    back = gr.Button("Use these settings", elem_id="back")
+                    file = gr.DownloadButton("Download the picture", elem_id="download", interactive=False)
+            shown = [live, line, gallery, entries]
+            running = make.click(
+                self.generate, [*inputs, entries], shown,
+                concurrency_limit=self.served.limits.queue, show_progress="hidden", api_visibility="private",
+            )  # fmt: skip
+            stop.click(lambda: "stopped", None, line, cancels=[running], api_visibility="private")
+            gallery.select(_choose, entries, [chosen, words, file], api_visibility="private", show_progress="hidden")
+            back.click(_bring_back, [chosen, *inputs], inputs, api_visibility="private", show_progress="hidden")
+        return blocks.queue(max_size=2 * self.served.limits.queue, api_open=False)
+
+    def _inputs(self) -> list[Any]:
+        """In the order of `_INPUTS`."""
+        served, limits = self.served, self.served.limits
+        names, texts = list(served.pipeline.class_names), served.takes_prompts
+        prompt = (
+            gr.Dropdown(names, value=names[0], label="Class", elem_id="prompt")
+            if names and not texts
+            else gr.Textbox(label="Prompt", lines=2, visible=texts, elem_id="prompt", max_length=limits.prompt)
+        )
+        return [
+            prompt,
+            gr.Textbox(label="Negative prompt", visible=texts, elem_id="negative", max_length=limits.prompt),
+            gr.Number(label="Seed (empty: drawn)", value=None, precision=0, elem_id="seed"),
+            gr.Slider(1, limits.steps, served.steps, step=1, label="Steps", elem_id="steps"),
+            gr.Dropdown(list(SOLVERS), value=served.solver, label="Solver", allow_custom_value=True, elem_id="solver"),
+            gr.Slider(0, 10, served.usual_guidance, step=0.1, label="Guidance w (0 is none)", elem_id="guidance",
+                      visible=served.pipeline.null_trained),
+            gr.Slider(1, limits.pictures, min(4, limits.pictures), step=1, label="Pictures", elem_id="count"),
+        ]  # fmt: skip
+
+
+def caption(entry: Entry) -> str:
+    """An entry of the gallery in a line."""
+    parts = [
+        entry["prompt"],
+        f"seed {entry['seed']}",
+        f"{entry['steps']} {entry['solver']}",
+        f"w {entry['guidance']:g}",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _choose(entries: list[Entry], event: gr.SelectData) -> tuple[Any, ...]:
+    entry = entries[event.index]
+    words = {name: value for name, value in entry.items() if name != "file"}
+    return entry, words, gr.DownloadButton(value=entry["file"], interactive=True)
+
+
+def _bring_back(entry: Entry, *now: Any) -> list[Any]:
+    """The settings of the chosen picture; what stands there now if none is chosen."""
+    return [entry[name] for name in _INPUTS] if entry else list(now)

@@ -1,0 +1,81 @@
+"""Engine, API and page as one program."""
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import uvicorn
+from fastapi import FastAPI
+from gradio.routes import App
+from starlette.routing import Mount
+
+from rectiflow.base.errors import InputError
+from rectiflow.serving.api import Api
+from rectiflow.serving.engine import Engine
+from rectiflow.serving.guard import Guard
+from rectiflow.serving.page import Page
+from rectiflow.serving.served import Served
+
+_KEEP_ALIVE = 30
+
+
+def application(engine: Engine, served: Served, folder: Path | None = None, token: str = "") -> FastAPI:
+    """The whole, as ASGI.
+
+    Args:
+        engine: makes the pictures.
+        served: the model and its limits.
+        folder: where the page keeps pictures; None leaves out the page.
+        token: that clients must bear; empty asks for none.
+    """
+    app = FastAPI(title=f"rectiflow: {served.name}", docs_url=None, redoc_url=None)
+    app.include_router(Api(engine, served).router)
+    if folder is not None:
+        Page(engine, served, folder).mount(app, token)
+    app.add_middleware(Guard, token=token, body=served.limits.body)
+    return app
+
+
+def serve(engine: Engine, served: Served, host: str, port: int, token: str = "", grace: float = 30.0) -> None:
+    """Serve until told to stop; then finish what was begun, for up to `grace` seconds.
+
+    Raises:
+        InputError: the address cannot be had.
+    """
+    with TemporaryDirectory(prefix="rectiflow-") as folder:
+        app = application(engine, served, Path(folder), token)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, round(grace)),
+            server_header=False,
+        )
+        try:
+            listening = config.bind_socket()
+        except SystemExit:
+            engine.close(0)
+            raise InputError(f"{host}:{port} cannot be had; it is in use or not of this machine. Try --port.") from None
+        server = uvicorn.Server(config)
+        print(f"{served.name} at http://{host}:{listening.getsockname()[1]}", flush=True)
+        # uvicorn repeats a signal when it is done; by then there is nothing left to stop.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        with listening:
+            asyncio.run(_until_told(server, engine, app, [listening]))
+        engine.close(grace)
+
+
+async def _until_told(server: uvicorn.Server, engine: Engine, app: FastAPI, sockets: list[socket.socket]) -> None:
+    running = asyncio.create_task(server.serve(sockets))
+    while not (server.should_exit or running.done()):
+        await asyncio.sleep(0.1)
+    engine.refuse()
+    for route in app.routes:  # pages that are open hold connections until they are told
+        if isinstance(route, Mount) and isinstance(route.app, App) and route.app.stop_event is not None:
+            route.app.stop_event.set()
+    await running

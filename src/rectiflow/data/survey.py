@@ -96,8 +96,8 @@ def survey(config: DataConfig) -> Survey:
     shards = [path for path in files if _is_shard(root, path, found)]
     tables = [path for path in files if Path(path).name in METADATA and path not in shards]
     expected = {*pictures, *shards, *tables, *(str(Path(path).with_suffix(".txt")) for path in pictures)}
-    told = {path for path, _ in found.skipped}
-    found.skipped += [(path, NOT_A_PICTURE) for path in files if path not in expected | told]
+    expected |= {path for path, _ in found.skipped}  # told already
+    found.skipped += [(path, NOT_A_PICTURE) for path in files if path not in expected]
     rows, found.columns = read_metadata(config, tables, found.noted)
     inside = {f"{path}#{number}": row for path in shards for number, row in enumerate(rows_inside(root / path))}
     found.columns |= {column for row in inside.values() for column in row}

@@ -77,7 +77,7 @@ class Serve:
         from rectiflow.serving.engine import Engine
         from rectiflow.serving.limits import Limits
         from rectiflow.serving.served import Served
-        from rectiflow.serving.server import serve
+        from rectiflow.serving.server import listen, serve
         from rectiflow.training.precision import resolve_device
 
         limits = Limits(
@@ -92,7 +92,8 @@ class Serve:
         name = self.name or (self.run.resolve().name if self.run.exists() else str(self.run))
         served = Served(pipeline, name, limits, self.steps, self.solver, self.guidance)
         served.check()
-        serve(Engine(pipeline, limits, self.lanes, self.precision), served, self.host, self.port, token, self.grace)
+        at = listen(self.host, self.port)
+        serve(Engine(pipeline, limits, self.lanes, self.precision), served, at, token, self.grace)
         return 0
 
     def _token(self) -> str:

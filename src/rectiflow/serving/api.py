@@ -64,7 +64,7 @@ class Api:
             fields = asked(await self._body(request))
             wanted = request_of(self.served, fields)
             previews = fields.partial_images if fields.stream else 0
-            events = follow(self.engine, wanted, previews, _left(request))
+            events = follow(self.engine, wanted, previews, lambda: _left(request))
             first = await anext(events)
             if fields.stream:
                 stream = self._stream(events, first, wanted)

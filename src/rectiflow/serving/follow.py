@@ -1,7 +1,7 @@
 """The events of a request, for code that waits without a thread."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, final
 
 from rectiflow.request import Request
@@ -16,7 +16,7 @@ class Gone(Exception):
 
 
 async def follow(
-    engine: Engine, request: Request, previews: int = 0, gone: Coroutine[Any, Any, None] | None = None
+    engine: Engine, request: Request, previews: int = 0, gone: Callable[[], Coroutine[Any, Any, None]] | None = None
 ) -> AsyncGenerator[Pictures, None]:
     """The events of a request until its pictures are there; a request that is no longer followed is cancelled.
 
@@ -24,7 +24,7 @@ async def follow(
         engine: makes the pictures.
         request: what to sample.
         previews: see `Engine.submit`.
-        gone: done when nobody waits any more; None is never.
+        gone: waits until nobody is there any more; None is never.
 
     Raises:
         InputError: the request cannot be.
@@ -35,7 +35,7 @@ async def follow(
     loop = asyncio.get_running_loop()
     box: asyncio.Queue[Event] = asyncio.Queue()
     job = engine.submit(request, lambda event: _hand_over(loop, box, event), previews)
-    left = None if gone is None else asyncio.create_task(gone)
+    left = None if gone is None else asyncio.create_task(gone())
     try:
         while True:
             event = await _next(box, left)

@@ -137,7 +137,8 @@ class Page:
                     )
                     line = gr.Markdown(elem_id="line")
             gallery = gr.Gallery(
-                label="Made", columns=6, height="auto", format="png", buttons=["download"], elem_id="gallery",
+                label="Made",
+                fit_columns=False, columns=6, height="auto", format="png", buttons=["download"], elem_id="gallery",
                 object_fit="contain", interactive=False,
             )  # fmt: skip
             with gr.Row():

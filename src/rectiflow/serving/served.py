@@ -181,7 +181,7 @@ def request_of(served: Served, fields: Asked) -> Request:
         seed=seed,
         size=size,
     )
-    fault = "prompt" if classes else "negative_prompt" if fields.negative_prompt else "guidance"
+    fault = "negative_prompt" if fields.negative_prompt else "guidance"
     _naming(fault, lambda: served.pipeline.labels(request))
     return request
 

@@ -38,40 +38,40 @@ def application(engine: Engine, served: Served, folder: Path | None = None, toke
     return app
 
 
-def serve(engine: Engine, served: Served, host: str, port: int, token: str = "", grace: float = 30.0) -> None:
-    """Serve until told to stop; then finish what was begun, for up to `grace` seconds.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
 
     Raises:
-        InputError: the address cannot be had.
+        InputError: it cannot be had.
     """
-    with TemporaryDirectory(prefix="rectiflow-") as folder:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(f"the address {host}:{port} cannot be had ({error}); try another --port or --host.") from error
+
+
+def serve(engine: Engine, served: Served, at: socket.socket, token: str = "", grace: float = 30.0) -> None:
+    """Serve until told to stop; then finish what was begun, for up to `grace` seconds."""
+    host, port = at.getsockname()[:2]
+    with TemporaryDirectory(prefix="rectiflow-") as folder, at:
         app = application(engine, served, Path(folder), token)
         config = uvicorn.Config(
             app,
-            host=host,
-            port=port,
             log_level="warning",
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(grace)),
             server_header=False,
         )
-        try:
-            listening = config.bind_socket()
-        except SystemExit:
-            engine.close(0)
-            raise InputError(f"{host}:{port} cannot be had; it is in use or not of this machine. Try --port.") from None
-        server = uvicorn.Server(config)
-        print(f"{served.name} at http://{host}:{listening.getsockname()[1]}", flush=True)
+        print(f"{served.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         # uvicorn repeats a signal when it is done; by then there is nothing left to stop.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        with listening:
-            asyncio.run(_until_told(server, engine, app, [listening]))
+        asyncio.run(_until_told(uvicorn.Server(config), engine, app, at))
         engine.close(grace)
 
 
-async def _until_told(server: uvicorn.Server, engine: Engine, app: FastAPI, sockets: list[socket.socket]) -> None:
-    running = asyncio.create_task(server.serve(sockets))
+async def _until_told(server: uvicorn.Server, engine: Engine, app: FastAPI, at: socket.socket) -> None:
+    running = asyncio.create_task(server.serve([at]))
     while not (server.should_exit or running.done()):
         await asyncio.sleep(0.1)
     engine.refuse()

@@ -1,0 +1,90 @@
+"""Small models with random weights, engines over them, and a server on a free port."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+import torch
+import uvicorn
+
+from rectiflow.conditioning.tokens import Tokens
+from rectiflow.flow.config import FlowConfig
+from rectiflow.flow.flow import Flow
+from rectiflow.networks.build import build
+from rectiflow.networks.config import DiTConfig, Inputs, MMDiTConfig, TokensInput, fitted
+from rectiflow.pipeline import Pipeline
+from rectiflow.serving.engine import Engine
+from rectiflow.serving.limits import Limits
+from rectiflow.serving.served import Served
+from rectiflow.serving.server import application
+
+NAMES = ("cat", "dog", "eel")
+
+
+def model(config, shape, names=(), encoders=()):
+    torch.manual_seed(0)
+    config = fitted(config, Inputs(shape[0], len(names), tuple(e.gives for e in encoders), 0))
+    network = build(config)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # gates and outputs start at zero
+    flow = Flow.build(network, FlowConfig()).requires_grad_(False).eval()
+    return Pipeline(flow, FlowConfig(), config, shape, names, bool(names or encoders), encoders=encoders)
+
+
+@pytest.fixture(scope="session")
+def classes():
+    return model(DiTConfig(patch=2, width=16, depth=1, heads=2), (1, 4, 4), NAMES)
+
+
+@pytest.fixture(scope="session")
+def unconditional():
+    return model(DiTConfig(patch=2, width=16, depth=1, heads=2), (3, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def texts():
+    captions = ["a red 7", "a blue 3 above a green 5", "two yellow digits"]
+    tokens = Tokens.train(captions, 280, 48, TokensInput(width=32, depth=1))
+    return model(MMDiTConfig(patch=4, width=32, depth=2, heads=2), (3, 8, 8), encoders=(tokens,))
+
+
+@contextlib.contextmanager
+def engine_of(pipeline, limits=None, lanes=2):
+    engine = Engine(pipeline, limits, lanes)
+    try:
+        yield engine
+    finally:
+        engine.close(0)
+
+
+@contextlib.contextmanager
+def running(pipeline, folder=None, token="", limits=None, lanes=2):
+    """A server of a pipeline; gives its address and its engine."""
+    limits = limits or Limits()
+    with engine_of(pipeline, limits, lanes) as engine:
+        app = application(engine, Served(pipeline, "tiny", limits, steps=5), folder, token)
+        config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        socket = config.bind_socket()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{socket.getsockname()[1]}", engine
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def until(condition, seconds=20.0):
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def counted(engine, name, **labels):
+    """A number of the engine's metrics; 0 if nothing was counted yet."""
+    return engine.metrics.registry.get_sample_value(name, labels) or 0

@@ -1,10 +1,11 @@
 """The page: a prompt, settings, previews while pictures are made, and a gallery that remembers how each was made."""
 
+import asyncio
 import hmac
 import itertools
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, final
@@ -21,11 +22,13 @@ from rectiflow.request import Request
 from rectiflow.sampling.solvers import SOLVERS
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.follow import follow, refusal_of
-from rectiflow.serving.job import Preview
+from rectiflow.serving.job import Pictures, Preview
+from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, asked, request_of
 from rectiflow.serving.shown import about, png, settings
 
 _PREVIEWS = 12
+_PULSE = 1.0  # seconds
 _IN_GALLERY = 60
 _KEPT_FILES = 1000
 _SCREEN = 384  # pixels that the preview of one picture is wide
@@ -88,7 +91,10 @@ class Page:
             wanted = request_of(self.served, self._asked(values))
             async with aclosing(follow(self.engine, wanted, _PREVIEWS)) as events:
                 yield gr.skip(), "waiting", gr.skip(), gr.skip()
-                async for event in events:
+                async for event in _pulsing(events):
+                    if event is None:
+                        yield (gr.skip(),) * 4
+                        continue
                     sheet = self._sheet(event.pixels)
                     if isinstance(event, Preview):
                         yield sheet, f"step {event.step} of {event.steps}", gr.skip(), gr.skip()
@@ -100,10 +106,14 @@ class Page:
             raise gr.Error(refusal_of(error).message, duration=None, print_exception=False) from error
 
     def _asked(self, values: Entry) -> Asked:
-        """Numbers of a page may come as floats."""
-        whole = {name: int(values[name]) for name in ("seed", "steps", "n") if values[name] is not None}
+        """Numbers of a page may come as floats, and its seed is a text: there the largest would be rounded."""
         texts = {name: values[name] or "" for name in ("prompt", "negative_prompt")}
-        return asked({**values, **texts, **whole, "guidance": float(values["guidance"] or 0)})
+        whole = {name: int(values[name]) for name in ("steps", "n") if values[name] is not None}
+        seed = str(values["seed"] or "").strip()
+        try:
+            return asked({**values, **texts, **whole, "seed": int(seed[:30]) if seed else None})
+        except ValueError as error:
+            raise Refusal(400, f"seed: expected a whole number, received '{seed}'.", "seed") from error
 
     def _sheet(self, pixels: Tensor) -> Any:
         scale = max(1, _SCREEN // max(pixels.shape[1:3]))
@@ -168,13 +178,37 @@ class Page:
         return [
             prompt,
             gr.Textbox(label="Negative prompt", visible=texts, elem_id="negative", max_length=limits.prompt),
-            gr.Number(label="Seed (empty: drawn)", value=None, precision=0, elem_id="seed"),
+            gr.Textbox(label="Seed (empty: drawn)", max_length=20, elem_id="seed"),
             gr.Slider(1, limits.steps, served.steps, step=1, label="Steps", elem_id="steps"),
             gr.Dropdown(list(SOLVERS), value=served.solver, label="Solver", allow_custom_value=True, elem_id="solver"),
             gr.Slider(0, 10, served.usual_guidance, step=0.1, label="Guidance w (0 is none)", elem_id="guidance",
                       visible=served.pipeline.null_trained),
             gr.Slider(1, limits.pictures, min(4, limits.pictures), step=1, label="Pictures", elem_id="count"),
         ]  # fmt: skip
+
+
+async def _pulsing(events: AsyncGenerator[Pictures, None]) -> AsyncGenerator[Pictures | None, None]:
+    """The events, and None in every second without one: Gradio looks whether a page is still open only between."""
+    coming: asyncio.Task[Pictures | None] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.create_task(_next(events))
+            done, _ = await asyncio.wait({coming}, timeout=_PULSE)
+            if not done:
+                yield None
+                continue
+            event, coming = coming.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})
+
+
+async def _next(events: AsyncGenerator[Pictures, None]) -> Pictures | None:
+    return await anext(events, None)
 
 
 def caption(entry: Entry) -> str:

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectiflow.base.errors import InputError
@@ -23,6 +23,7 @@ def config(**settings):
     return DataConfig(**{"set": "folder", "size": 64, "buckets": 7, "smallest_bucket": 1, **settings})
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.sampled_from([(64, 8), (64, 16), (256, 16), (256, 64), (96, 8), ((48, 80), 8)]), st.floats(1, 4))
 def test_candidates_have_the_area_and_the_multiples(asked, aspect):
     size, multiple = asked
@@ -48,6 +49,7 @@ def test_the_share_kept_is_that_of_the_crop():
     assert np.allclose(kept(heights, widths, sizes), np.prod(sizes, 1) / areas)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 1000), st.integers(1, 3))
 def test_the_choice_is_the_best_there_is(seed, count):
     """Against every set of so many shapes; proportions are told apart to a factor of e^(1/500)."""

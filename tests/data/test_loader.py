@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectiflow.data.builtin import digit_scenes, digits
@@ -34,6 +34,7 @@ def test_epochs_and_seeds_differ_in_order():
 BUCKETS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 
+@settings(deadline=None, max_examples=50)
 @given(BUCKETS, st.integers(1, 16), st.integers(0, 5))
 def test_buckets_have_their_share_and_each_sample_its_turn(counts, batch, seed):
     """Within a bucket all are taken n times before one is taken n + 1 times."""
@@ -50,6 +51,7 @@ def test_buckets_have_their_share_and_each_sample_its_turn(counts, batch, seed):
         assert int(times.max() - times.min()) <= 1
 
 
+@settings(deadline=None, max_examples=50)
 @given(BUCKETS, st.integers(1, 16), st.integers(0, 5), st.integers(1, 4))
 def test_an_epoch_gives_each_bucket_its_share(counts, batch, seed, epochs):
     """|B·batches − e·n| < B after e epochs, where those end: Σ⌊(e·n + φ)/B⌋ steps, φ in [0, B)."""

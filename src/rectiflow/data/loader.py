@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ class Loader:
         return next(self._iterator)
 
 
-def _as_it_is(batch: "Batch | str") -> "Batch | str":
+def _as_it_is(batch: Any) -> Any:
     # By default the loader makes a list of a tuple of strings.
     return batch
 

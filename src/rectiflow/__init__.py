@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rectiflow.flow.source import Gaussian as Gaussian
     from rectiflow.flow.weight import LossWeight as LossWeight
     from rectiflow.pipeline import Pipeline as Pipeline
-    from rectiflow.pipeline import Request as Request
+    from rectiflow.request import Request as Request
     from rectiflow.sampling.grids import time_grid as time_grid
     from rectiflow.sampling.guidance import ClassifierFree as ClassifierFree
     from rectiflow.sampling.sample import log_probability as log_probability
@@ -55,7 +55,7 @@ _HOMES = {
     "Gaussian": "flow.source",
     "LossWeight": "flow.weight",
     "Pipeline": "pipeline",
-    "Request": "pipeline",
+    "Request": "request",
     "time_grid": "sampling.grids",
     "ClassifierFree": "sampling.guidance",
     "log_probability": "sampling.sample",

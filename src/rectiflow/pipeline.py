@@ -1,6 +1,6 @@
 """Floor 4: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -111,7 +111,7 @@ class Pipeline:
         index = torch.arange(len(labels))[start:stop]
         shape = self._latent_shape(request.size or self.shape[1:])
         z = self._start(request, index, shape).to(self._device)
-        condition = self._condition(request, labels, index)
+        condition = self._asked(request, labels, index)
         flow = self._flow_on(self._path(request.schedule))
         path = flow.schedule
         # What knows one step alone is given one.
@@ -140,17 +140,19 @@ class Pipeline:
             return ("",) * len(self.labels(request))
         return tuple(prompt for prompt in request.prompts for _ in range(request.count))
 
-    def _condition(self, request: Request, labels: Tensor, index: Tensor) -> Condition | None:
+    def condition(self, labels: Tensor, captions: Sequence[str]) -> Condition | None:
+        """What the flow is told of pictures with these labels (int64 B) and captions; None if it is told nothing."""
         if not self.class_names and not self.takes_prompts:
             return None
+        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders)).to(self._device)
+
+    def _asked(self, request: Request, labels: Tensor, index: Tensor) -> Condition | None:
         prompts = [self.prompts(request)[i] for i in index.tolist()]
-        texts = tuple(encoder(prompts) for encoder in self.encoders)
-        condition = Condition(labels[index], texts)
-        if request.negative:
-            away = [request.negative] * len(index)
-            against = Condition(condition.labels, tuple(encoder(away) for encoder in self.encoders))
+        condition = self.condition(labels[index], prompts)
+        if request.negative and condition is not None:
+            against = self.condition(labels[index], [request.negative] * len(index))
             condition = replace(condition, against=against)
-        return condition.to(self._device)
+        return condition
 
     def _latent_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of what the flow works on, for pictures of a size.
@@ -302,7 +304,7 @@ class Pipeline:
             network_config=config.network,
             shape=config.shape,
             class_names=config.class_names,
-            encoders=saved_encoders(config.texts, folder, config.weights),
+            encoders=saved_encoders(config.texts, folder, config.weights, device),
             null_trained=config.null_trained,
             autoencoder=autoencoder,
             training=config.training,

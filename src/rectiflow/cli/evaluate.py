@@ -43,6 +43,8 @@ class Evaluate:
     guidance: float = 0.0
     seed: int = 0
     likelihood: bool = False
+    adherence: bool = False
+    weights: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     device: str = "auto"
 
     def __call__(self) -> int:
@@ -62,7 +64,7 @@ class Evaluate:
 
     def _flow(self, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:
         from rectiflow.cli.runs import model_of
-        from rectiflow.evaluation.page import cell
+        from rectiflow.evaluation.page import adherence_lines, cell
         from rectiflow.evaluation.report import evaluate
         from rectiflow.models.folder import describe, find_model
         from rectiflow.training.precision import resolve_device
@@ -79,6 +81,7 @@ class Evaluate:
             f"Fréchet distance {cell(found['frechet'])}, of real pictures {cell(real['frechet'])}",
             f"told apart {cell(found['told_apart'])}, copies {result['copies']['share']:.1%}",
             *bits,
+            *adherence_lines(result.get("adherence")),
         ]
 
     def _autoencoder(self, model: Path, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:

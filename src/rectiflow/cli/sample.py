@@ -12,7 +12,8 @@ from rectiflow.base.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rectiflow.pipeline import Pipeline, Request
+    from rectiflow.pipeline import Pipeline
+    from rectiflow.request import Request
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Sample:
         from rectiflow.cli.runs import model_of
         from rectiflow.models.autoencoder import is_autoencoder
         from rectiflow.models.folder import find_model
-        from rectiflow.pipeline import Pipeline, Request
+        from rectiflow.pipeline import Pipeline
+        from rectiflow.request import Request
         from rectiflow.training.precision import resolve_device
 
         model = find_model(self.run)

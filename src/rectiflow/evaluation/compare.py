@@ -40,7 +40,7 @@ def compare(
     rows = []
     for name, pipeline in models.items():
         for way in ways:
-            samples, cost = drawn(pipeline, way)
+            samples, cost = drawn(pipeline, data.held_out, way)
             line = f"{name}: " * (len(models) > 1) + f"{way.solver}, w = {way.guidance:g}"
             found = {"model": name, "line": line, "solver": way.solver, "steps": way.steps, "guidance": way.guidance}
             rows.append(found | cost | scores(by, samples.pixels, held_out, first.seed))

@@ -1,5 +1,7 @@
 """Settings of an evaluation. Never imports torch."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from rectiflow.base.config import Config
@@ -16,6 +18,8 @@ class EvaluateConfig(Config):
         guidance: w ≥ 0; 0 is none.
         seed: of the samples, the encoder and the resampling.
         likelihood: whether to measure bits per dimension too.
+        adherence: whether to measure what of a prompt is in its picture too, on digit-scenes.
+        weights: w ≥ 0 at which adherence is measured.
     """
 
     count: int = Field(1000, ge=20)
@@ -25,3 +29,5 @@ class EvaluateConfig(Config):
     guidance: float = Field(0.0, ge=0)
     seed: int = 0
     likelihood: bool = False
+    adherence: bool = False
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 2.0, 4.0), min_length=1)

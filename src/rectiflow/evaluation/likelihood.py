@@ -97,7 +97,7 @@ def held_out_likelihood(pipeline: Pipeline, data: ImageSet, request: LikelihoodR
         raise InputError(f"expected at least 2 held-out pictures, received {count}; hold out more: data.held_out=0.05.")
     device = device_of(pipeline)
     index = torch.arange(count)
-    condition = Condition(data.held_out.labels[:count].to(device)) if pipeline.class_names else None
+    condition = pipeline.condition(data.held_out.labels[:count], data.held_out.captions(torch.arange(count)))
     densities, bounds = [], []
     for part in torch.split(index, _CHUNK):
         given = None if condition is None else condition.select(part)

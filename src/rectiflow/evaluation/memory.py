@@ -9,7 +9,6 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from rectiflow.base.condition import Condition
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, to_float
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
@@ -67,8 +66,13 @@ def sheet_of_pairs(found: Copies, made: Tensor, train: Tensor) -> Image.Image:
 
 def some(images: Images, seed: int = 0, most: int = _MOST) -> tuple[Tensor, Tensor]:
     """At most so many pictures, float N×C×H×W, chosen by the seed, and their labels."""
-    index = Key(seed, "some pictures").permutation(len(images))[:most].sort().values
+    index = chosen(images, seed, most)
     return to_float(images.fetch(index)), images.labels[index]
+
+
+def chosen(images: Images, seed: int = 0, most: int = _MOST) -> Tensor:
+    """Rows of at most so many pictures, chosen by the seed."""
+    return Key(seed, "some pictures").permutation(len(images))[:most].sort().values
 
 
 def device_of(pipeline: Pipeline) -> torch.device:
@@ -89,8 +93,9 @@ def loss_by_noise(
     sums = {}
     for name, images in (("train", train), ("held_out", held_out)):
         pixels, labels = some(images, seed, count)
+        captions = images.captions(chosen(images, seed, count))
         x = pipeline.autoencoder.encode(pixels.to(device))
-        condition = Condition(labels.to(device)) if pipeline.class_names else None
+        condition = pipeline.condition(labels, captions)
         losses = []
         for level, noise_share in enumerate(_LEVELS):
             # β/(α+β) of the level: t itself on the rectified path, and as noisy on every other.

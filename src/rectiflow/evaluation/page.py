@@ -20,6 +20,8 @@ def page(result: dict[str, Any]) -> str:
         parts.append(_loss(result["loss_by_noise"]))
     if "likelihood" in result:
         parts.append(_likelihood(result["likelihood"]))
+    if "adherence" in result:
+        parts.append(_adherence(result["adherence"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,3 +109,41 @@ def _likelihood(bits: dict[str, Any]) -> str:
     return "\n".join(
         [f"## Likelihood of {bits['count']} held-out pictures\n", "| | bits per dimension |", "| --- | --- |", *rows]
     )
+
+
+_ADHERENCE = ("place", "colour", "digit", "whole")
+
+
+def _adherence(found: dict[str, Any]) -> str:
+    rows = [(f"w = {row['w']:g}", row) for row in found["rows"]]
+    rows.append(("real scenes of held-out writers", found["ceiling"]))
+    rows.append(("real scenes of training writers", found["imitation"]))
+    lines = ["| | | place | colour | digit | whole prompt | Fréchet distance |", "| --- " * 7 + "|"]
+    for part in ("seen", "held_out"):
+        for name, row in rows:
+            cells = [row[part][each] for each in _ADHERENCE]
+            shares = " | ".join(f"{share['value']:.3f} ± {share['error']:.3f}" for share in cells)
+            distance = f"{row['frechet']:.4g}" if "frechet" in row else ""
+            lines.append(f"| {part.replace('_', '-')} | {name} | {shares} | {distance} |")
+    table = "\n".join(lines)
+    return (
+        f"## Adherence to {found['prompts']} prompts\n\nShares of objects and prompts that a judge finds right, with "
+        "their standard errors; held-out: digits in a colour that they never have in training.\n\n"
+        f"{table}\n\nThe most whole prompts of seen combinations at w = {found['best_w']:g}.\n\n"
+        "![adherence over guidance](adherence.png)"
+    )
+
+
+def adherence_lines(found: dict[str, Any] | None) -> list[str]:
+    """What to print of adherence, a line for seen and one for held-out combinations; none of what was not measured."""
+    if found is None:
+        return []
+    best = next(row for row in found["rows"] if row["w"] == found["best_w"])
+    lines = []
+    for part in ("seen", "held_out"):
+        told = ", ".join(
+            f"{name} {best[part][name]['value']:.3f} (real {found['ceiling'][part][name]['value']:.3f})"
+            for name in _ADHERENCE
+        )
+        lines.append(f"{part.replace('_', '-')} combinations at w = {best['w']:g}: {told}")
+    return lines

@@ -11,12 +11,14 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_text
 from rectiflow.data.images import ImageSet
 from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
+from rectiflow.evaluation.adherence_plot import plot_adherence
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import features
 from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_likelihood, refuse_unlikely
 from rectiflow.evaluation.memory import in_features, loss_by_noise, sheet_of_pairs, some
 from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
+from rectiflow.evaluation.prompted import prompted, refuse_unread
 from rectiflow.evaluation.scores import drawn, real_scores, scores
 from rectiflow.pipeline import Pipeline
 from rectiflow.sampling.solvers import solver
@@ -49,9 +51,11 @@ def evaluate(
     solver(config.solver)
     if config.likelihood:
         refuse_unlikely(pipeline)
+    if config.adherence:
+        refuse_unread(pipeline, data)
     out.mkdir(parents=True, exist_ok=True)
     by = features(config.features, data.train, config.seed)
-    samples, cost = drawn(pipeline, config)
+    samples, cost = drawn(pipeline, data.held_out, config)
     held_out, _ = some(data.held_out, config.seed, config.count)
     train, _ = some(data.train, config.seed)
     near = in_features(by, samples.pixels, train, held_out)
@@ -68,6 +72,9 @@ def evaluate(
         plot_loss(result["loss_by_noise"], out / "loss.png")
     if config.likelihood:
         result["likelihood"] = held_out_likelihood(pipeline, data, LikelihoodRequest(seed=config.seed))
+    if config.adherence:
+        result["adherence"] = prompted(pipeline, data, by, config)
+        plot_adherence(result["adherence"], out / "adherence.png")
     by.save(out)
     _save(_sheet(samples.pixels, samples.labels), out / "samples.png")
     save_png(sheet_of_pairs(near, samples.pixels, train), out / "copies.png", {})

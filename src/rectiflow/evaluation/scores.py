@@ -7,18 +7,21 @@ from typing import Any
 from torch import Tensor
 
 from rectiflow.base.randomness import Key
-from rectiflow.data.images import ImageSet
+from rectiflow.data.images import Images, ImageSet
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import Features
-from rectiflow.evaluation.memory import some
+from rectiflow.evaluation.memory import chosen, some
 from rectiflow.evaluation.metrics import Interval, bootstrap, frechet_distance, kernel_distance, manifold, told_apart
-from rectiflow.pipeline import Pipeline, Request, Samples
+from rectiflow.pipeline import Pipeline
+from rectiflow.request import Request, Samples
 
 
-def drawn(pipeline: Pipeline, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
-    """Samples of every class, as evenly as the count allows, and what they cost."""
-    classes = max(1, len(pipeline.class_names))
+def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
+    """Samples of every class, as evenly as the count allows, or of the captions of `images`, and what they cost."""
+    prompts = images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
+    classes = max(1, len(pipeline.class_names), len(prompts))
     request = Request(
+        prompts=prompts,
         count=-(-config.count // classes),
         steps=config.steps,
         solver=config.solver,
@@ -32,8 +35,8 @@ def drawn(pipeline: Pipeline, config: EvaluateConfig) -> tuple[Samples, dict[str
     # Guidance evaluates a second branch with each evaluation.
     evaluations = last.evaluations * (2 if config.guidance else 1)
     # One too many of some classes: those to leave out are drawn, so that no class is last.
-    chosen = Key(config.seed, "evaluated").permutation(len(samples.labels))[: config.count].sort().values
-    kept = Samples(samples.pixels[chosen], samples.labels[chosen])
+    rows = Key(config.seed, "evaluated").permutation(len(samples.labels))[: config.count].sort().values
+    kept = Samples(samples.pixels[rows], samples.labels[rows])
     cost = {"evaluations": evaluations, "seconds_per_100": round(100 * seconds / len(samples.labels), 3)}
     return kept, cost
 

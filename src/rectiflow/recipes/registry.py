@@ -14,7 +14,7 @@ from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
 from rectiflow.recipes.gan import gan
 from rectiflow.recipes.latent import latent, latent_256
-from rectiflow.recipes.text import scenes
+from rectiflow.recipes.text import scenes, text
 from rectiflow.recipes.vae import vae
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.generator_config import RunConfig
@@ -27,6 +27,7 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "autoencoder": autoencoder,
     "latent": latent,
     "latent-256": latent_256,
+    "text": text,
     "scenes": scenes,
     "vae": vae,
     "gan": gan,

@@ -6,7 +6,8 @@ from pathlib import Path
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_text
 
-_FILES = ["config.json", "*.safetensors", "README.md"]
+_FILES = ["config.json", "*.safetensors", "README.md", "tokenizer-*.json", "encoder-*/*"]
+_ENCODER = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
 
 
 def is_hub_name(name: str) -> bool:
@@ -20,12 +21,25 @@ def fetch(name: str) -> Path:
     Raises:
         InputError: there is no such model, or no way to it.
     """
+    return _fetch(name, "run or model", _FILES)
+
+
+def fetch_encoder(name: str) -> Path:
+    """The same of a text encoder that `transformers` loads, its weights as safetensors alone.
+
+    Raises:
+        InputError: there is no such encoder, or no way to it.
+    """
+    return _fetch(name, "text encoder", _ENCODER)
+
+
+def _fetch(name: str, what: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(name, allow_patterns=files))
     except Exception as error:  # many kinds: offline, unknown, private, interrupted
-        raise InputError(f"no run or model at {name}, neither here nor on the hub ({_reason(error)}).") from error
+        raise InputError(f"no {what} at {name}, neither here nor on the hub ({_reason(error)}).") from error
 
 
 def publish(folder: Path, name: str, private: bool) -> str:

@@ -50,6 +50,8 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
     Raises:
         InputError: a stage cannot begin or go on; one line.
     """
+    if isinstance(config, RunConfig) and config.text is not None:
+        config = config.model_copy(update={"text": config.text.absolute()})
     if not isinstance(config, RunConfig) or config.latent is None:
         return train(config, folder, console)
     config = _with_absolute_paths(config, config.latent)

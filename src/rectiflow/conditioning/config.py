@@ -1,6 +1,7 @@
 """Settings of text as a condition. Never imports torch."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -13,7 +14,7 @@ class LearnedConfig(Config):
 
     Args:
         kind: "learned".
-        vocabulary: tokens at most, the 256 bytes and two marks among them.
+        vocabulary: tokens at most, the 256 bytes among them.
         length: tokens of a caption at most; what is longer is cut, and told.
         depth: blocks of the transformer.
         width: features of a token; None takes the network's.
@@ -21,8 +22,8 @@ class LearnedConfig(Config):
     """
 
     kind: Literal["learned"] = "learned"
-    vocabulary: int = Field(2000, ge=258)
-    length: int = Field(64, ge=3)
+    vocabulary: int = Field(2000, ge=256)
+    length: int = Field(64, ge=1)
     depth: int = Field(2, ge=1)
     width: int | None = Field(None, ge=32, multiple_of=32)
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -33,15 +34,22 @@ class FrozenConfig(Config):
 
     Args:
         kind: "frozen".
-        name: its local folder, or ORG/NAME on the hub.
-        length: tokens of a caption at most; None is the encoder's own limit.
+        name: its local folder, or ORG/NAME on the hub; it holds the tokenizer too, and its weights as safetensors.
+        length: tokens of a caption at most, its marks among them; None is the encoder's own limit. What is longer is
+            cut, and told.
         dropout: as for "learned".
+        precision: in which the encoder computes.
+        cache: in which its states are kept on disk.
+        embed: whether a model folder holds the encoder's files too, instead of its name and their SHA-256 alone.
     """
 
     kind: Literal["frozen"] = "frozen"
-    name: str
+    name: str = Field(min_length=1)
     length: int | None = Field(None, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    cache: Literal["float16", "bfloat16"] = "float16"
+    embed: bool = False
 
 
 class TextConfig(Config):
@@ -49,11 +57,25 @@ class TextConfig(Config):
 
     Args:
         encoders: what reads them, one or several together.
+        cache: folder of the states of frozen encoders, which several runs of the same captions may share; "" is the
+            run's own.
     """
 
     encoders: tuple[Annotated[LearnedConfig | FrozenConfig, Field(discriminator="kind")], ...] = Field(
         (LearnedConfig(),), min_length=1
     )
+    cache: str = ""
+
+    def absolute(self) -> Self:
+        """The same, which means the same from any working directory; a name on the hub stays one."""
+        encoders = tuple(
+            each.model_copy(update={"name": str(Path(each.name).absolute())})
+            if isinstance(each, FrozenConfig) and Path(each.name).exists()
+            else each
+            for each in self.encoders
+        )
+        cache = str(Path(self.cache).absolute()) if self.cache else ""
+        return self.model_copy(update={"encoders": encoders, "cache": cache})
 
 
 class TokensRecord(Config):
@@ -67,7 +89,7 @@ class TokensRecord(Config):
     """
 
     kind: Literal["tokens"] = "tokens"
-    length: int = Field(ge=3)
+    length: int = Field(ge=1)
     gives: TokensInput
     file: str
 
@@ -78,8 +100,10 @@ class StatesRecord(Config):
     Args:
         kind: "states".
         name: its folder, or ORG/NAME on the hub.
-        sha256: of its weights.
+        sha256: of its weights and its tokenizer; see `encoder_files.digest`.
         length: tokens of a caption at most.
+        precision: in which it computes.
+        folder: where its files lie beside the weights; empty if they are not there.
         gives: what the network is given.
     """
 
@@ -87,6 +111,8 @@ class StatesRecord(Config):
     name: str
     sha256: str
     length: int = Field(ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    folder: str = ""
     gives: StatesInput
 
 

@@ -8,6 +8,13 @@ from rectiflow.base.condition import Text
 from rectiflow.conditioning.config import TextRecord
 from rectiflow.networks.config import TextInput
 
+_MULTIPLE = 8  # lengths are padded to one less than a multiple of it, for the network adds one token
+
+
+def padded_length(longest: int) -> int:
+    """To how many tokens a batch is padded whose longest caption has so many."""
+    return -(-(max(longest, 1) + 1) // _MULTIPLE) * _MULTIPLE - 1
+
 
 class TextEncoder(ABC):
     """Turns captions into tensors. Subclasses are final.

@@ -12,11 +12,10 @@ from rectiflow.base.condition import Text
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256
 from rectiflow.conditioning.config import TokensRecord
-from rectiflow.conditioning.text import TextEncoder
+from rectiflow.conditioning.text import TextEncoder, padded_length
 from rectiflow.networks.config import TokensInput
 
 _LOG = logging.getLogger("rectiflow")
-_MULTIPLE = 8  # lengths are padded to one less than a multiple of it, for the network adds one token
 
 
 @final
@@ -46,7 +45,6 @@ class Tokens(TextEncoder):
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            special_tokens=["<start>", "<end>"],
             show_progress=False,
         )
         distinct = sorted(set(captions) - {""})
@@ -82,15 +80,13 @@ class Tokens(TextEncoder):
 
     def __call__(self, captions: Sequence[str]) -> Text:
         """int64 ids B×L and their mask."""
-        start, end = self.tokenizer.token_to_id("<start>"), self.tokenizer.token_to_id("<end>")
         rows: list[list[int]] = []
         for caption, encoded in zip(captions, self.tokenizer.encode_batch_fast(list(captions)), strict=True):
             ids = encoded.ids
-            if len(ids) > self.length - 2:
+            if len(ids) > self.length:
                 self._tell(caption, ids)
-            rows.append([start or 0, *ids[: self.length - 2], end or 1] if caption.strip() else [])
-        longest = max(1, *(len(row) for row in rows))
-        width = -(-(longest + 1) // _MULTIPLE) * _MULTIPLE - 1
+            rows.append(ids[: self.length] if caption.strip() else [])
+        width = padded_length(max((len(row) for row in rows), default=0))
         values, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width, dtype=torch.bool)
         for row, ids in enumerate(rows):
             values[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
@@ -100,9 +96,9 @@ class Tokens(TextEncoder):
     def _tell(self, caption: str, ids: Sequence[int]) -> None:
         if not self._told:
             self._told = True
-            kept = self.tokenizer.decode(list(ids[: self.length - 2]))
+            kept = self.tokenizer.decode(list(ids[: self.length]))
             _LOG.warning(
-                "a caption of %d tokens is cut to %d, after '…%s' (said once).", len(ids) + 2, self.length, kept[-40:]
+                "a caption of %d tokens is cut to %d, after '…%s' (said once).", len(ids), self.length, kept[-40:]
             )
 
     def save(self, folder: Path, number: int) -> tuple[TokensRecord, dict[str, str]]:

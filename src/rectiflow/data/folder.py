@@ -5,6 +5,8 @@ import copy
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
@@ -27,6 +29,7 @@ from rectiflow.data.shards import content
 disable_progress_bar()  # of `datasets`; ours says what is going on
 _LOG = logging.getLogger("rectiflow")
 _NEIGHBOURS = 20
+_ROWS = 4096
 _TEXT, _YES = Value("string"), Value("bool")
 _COLUMNS = Features(
     {
@@ -75,6 +78,12 @@ class Files(Images):
         column = self.table.data.column("captions")
         given = [column[i].as_py() for i in index.tolist()]
         return [some[int(draw * len(some))] if some else "" for some, draw in zip(given, draws, strict=True)]
+
+    def every_caption(self) -> Iterator[str]:
+        """All captions of all pictures, those of one picture after one another."""
+        for chunk in self.table.data.column("captions").chunks:
+            for start in range(0, len(chunk), _ROWS):
+                yield from chain.from_iterable(chunk.slice(start, _ROWS).to_pylist())
 
     def buckets(self) -> tuple[Bucket, ...]:
         """Each picture at the shape at which it keeps most of its area."""

@@ -1,11 +1,14 @@
 """Sets of pictures, wherever the pictures lie."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+
+_ROWS = 4096
 
 
 class Images(ABC):
@@ -47,6 +50,11 @@ class Images(ABC):
             choice: B in [0, 1): of a picture's n captions number ⌊n·choice⌋; None is the first.
         """
         return [""] * len(index)
+
+    def every_caption(self) -> Iterator[str]:
+        """All captions of all pictures, in an order that does not change."""
+        for rows in torch.arange(len(self) if self.captioned else 0).split(_ROWS):
+            yield from self.captions(rows)
 
     def buckets(self) -> "tuple[Bucket, ...]":
         """Each picture in one bucket, none of them empty; one of all pictures, unless `data.buckets` asks for more."""

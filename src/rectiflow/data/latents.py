@@ -10,7 +10,7 @@ a bfloat16 in an int16. Shards are mapped from disk, so that their pages are the
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -139,6 +139,10 @@ class Latents(Images):
     def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
         """The captions of the pictures at `index`."""
         return self._pixels.captions(index, choice)
+
+    def every_caption(self) -> Iterator[str]:
+        """All captions of all pictures."""
+        return self._pixels.every_caption()
 
 
 def fingerprint(

@@ -20,6 +20,7 @@ from rectiflow.flow.weight import weight_at_log_snrs
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.autoencoder_stage import AutoencoderStage
 from rectiflow.training.blocks import apply_switches
+from rectiflow.training.captions import with_states
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import RunConfig
@@ -27,13 +28,14 @@ from rectiflow.training.generators import GANStage, VAEStage
 from rectiflow.training.log import RunLog, last_metrics
 from rectiflow.training.precision import resolve_device, resolve_precision
 from rectiflow.training.stage import Stage
-from rectiflow.training.stages import FlowStage, Latents
+from rectiflow.training.stages import FlowStage, Latents, PictureStage
 from rectiflow.training.trainer import Interrupt, Trainer, parts
 
 CONFIG_NAME = "run.yaml"
 INDEX_NAME = "inventory"
 SOURCE_INDEX_NAME = "source-inventory"
 LOCK_NAME = ".lock"
+CAPTIONS_NAME = "captions"
 GENERATORS: dict[str, type[FlowStage] | type[VAEStage] | type[GANStage]] = {
     "flow": FlowStage,
     "vae": VAEStage,
@@ -180,6 +182,9 @@ def train_here(
         if former is None and index is not None:
             copy_index(index, folder / INDEX_NAME)
         write_down(config, data, folder)
+    if isinstance(stage, PictureStage) and stage.config.text is not None:
+        place = Path(stage.config.text.cache) if stage.config.text.cache else folder / CAPTIONS_NAME
+        stage.encoders = with_states(stage.encoders, data, place, console)
     trainer = Trainer(stage, config, folder, device)
     start = trainer.restore()
     size = sum(p.numel() for p in stage.module.parameters())

@@ -27,7 +27,8 @@ from rectiflow.flow.times import stratified, time_density
 from rectiflow.flow.weight import LossWeight
 from rectiflow.networks.build import build
 from rectiflow.networks.config import Inputs, fitted
-from rectiflow.pipeline import Pipeline, Request
+from rectiflow.pipeline import Pipeline
+from rectiflow.request import Request
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.stage import Stage
 
@@ -67,7 +68,7 @@ class PictureStage(Stage):
 
     def __init__(self, config: RunConfig, data: ImageSet, device: torch.device, latents: Latents | None = None) -> None:
         self.autoencoder: Autoencoder = latents.autoencoder if latents else Identity()
-        self.encoders = () if config.text is None else encoders(config.text, _captions(data.train))
+        self.encoders = () if config.text is None else encoders(config.text, _captions(data.train), device)
         classes = 0 if self.encoders else len(data.class_names)  # a caption says it better
         texts = tuple(encoder.gives for encoder in self.encoders)
         network = fitted(config.network, Inputs(self.autoencoder.latent_shape(data.shape)[0], classes, texts))

@@ -19,6 +19,7 @@ from rectiflow.serving.metrics import Metrics
 
 _SHARE_OF_NEWEST = 0.1  # in the running mean of how long a request takes
 _LONGEST_RETRY = 60
+_GATHER_SECONDS, _GATHER_SHARE = 0.03, 0.05  # how long jobs gather, and what part of the usual time at most
 
 
 @final
@@ -136,8 +137,8 @@ class Engine:
         """Jobs for a lane to begin; waits for one if it is idle; None is the end."""
         with self._change:
             while True:
-                taken = []
-                while self._queue and self._suits(lane, self._queue[0]):
+                taken: list[Job] = []
+                while self._queue and self._suits(lane, self._queue[0], idle or bool(taken)):
                     job = self._queue.popleft()
                     self._running[lane].add(job)
                     taken.append(job)
@@ -165,11 +166,17 @@ class Engine:
     def _load(self, lane: int) -> int:
         return sum(job.weight for job in tuple(self._running[lane]))
 
-    def _suits(self, lane: int, job: Job) -> bool:
-        """Whether a lane has room, and no other has less to do: so they fill evenly, and in the order of the queue."""
-        load = self._load(lane)
-        least = all(load <= self._load(other) for other in range(len(self._running)))
-        return least and load + job.weight <= self._share
+    def _suits(self, lane: int, job: Job, now: bool) -> bool:
+        """Whether a lane takes this job: it has room, and not more than its part of all that there is to do.
+
+        A lane that is at work lets jobs gather for a moment, for those that it begins together it can march as one.
+        """
+        if not now and time.monotonic() - job.since < min(_GATHER_SECONDS, _GATHER_SHARE * self._usual_seconds):
+            return False
+        loads = [self._load(other) for other in range(len(self._running))]
+        part = (sum(loads) + sum(waiting.weight for waiting in self._queue)) / len(loads)
+        mine = loads[lane] + job.weight
+        return mine <= self._share and (loads[lane] == min(loads) or mine <= part)
 
     def _retry_after(self) -> int:
         return max(1, min(_LONGEST_RETRY, math.ceil(self._usual_seconds)))

@@ -110,6 +110,8 @@ class Job:
 
     def tell(self, event: Event) -> None:
         """Tell the listener; what goes wrong there is logged and harms no other request."""
+        if self.cancelled and not isinstance(event, Failed):
+            return
         try:
             self.listener(event)
         except Exception:

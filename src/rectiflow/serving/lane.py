@@ -5,9 +5,12 @@ greenlet: a stack of its own on the same thread. Where it evaluates the network 
 it is gone on with when the answer is there. So all trajectories of a lane stand at an evaluation whenever the network
 is called, no call waits for stragglers, and there is nothing to lock. Threads in their place spent, on small networks,
 two thirds of the time on waking each other.
+
+Where the network is so small that marching costs as much as it does, requests of one way march as one; see `gang`.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +28,15 @@ from rectiflow.flow.flow import Flow
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.sampling.sample import State
+from rectiflow.serving.gang import Gang, gangs, joined
 from rectiflow.serving.job import Cancelled, Failed, Finished, Job, Preview
 from rectiflow.serving.limits import Limits
 from rectiflow.serving.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
+_APART = "apart"  # the outcome of jobs that failed together and are made again one by one
+_BRISK_SECONDS = 2.0  # of network that jobs may be bound to each other for
+_SHARE_OF_NEWEST = 0.1  # in the running mean of how long a call takes
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -90,13 +97,13 @@ class Work(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    job: Job
+    gang: Gang
     march: greenlet
     call: Call
 
     @property
     def weight(self) -> int:
-        return len(self.call.x_t) * self.job.area
+        return len(self.call.x_t) * self.gang.jobs[0].area
 
 
 @final
@@ -127,6 +134,7 @@ class Lane:
         self.precision, self.threads = precision, threads
         self.network, self.pipeline = pipeline.flow.network, shared(pipeline)
         self.waiting: list[_Waiting] = []
+        self.call_seconds = math.inf  # running mean
 
     def run(self) -> None:
         """March until there is no more work to come."""
@@ -137,7 +145,9 @@ class Lane:
             while (jobs := self.work.take(self.number, not self.waiting)) is not None:
                 for job in jobs:
                     self.metrics.waiting_seconds.observe(time.monotonic() - job.since)
-                    self._resume(job, greenlet(self._march), job)
+                brisk = [job for job in jobs if job.request.steps * self.call_seconds < _BRISK_SECONDS]
+                for gang in [*gangs(brisk, True), *gangs([job for job in jobs if job not in brisk], False)]:
+                    self._resume(gang, greenlet(self._march), gang)
                 self._drop_cancelled()
                 if self.waiting:
                     self._round()
@@ -160,13 +170,13 @@ class Lane:
             # One of them may be at fault, and the others shall not pay for it.
             answers = [self._alone(one.call) for one in group]
         for one, answer in zip(group, answers, strict=True):
-            one.job.evaluations += 1
-            if one.job.evaluations > self.limits.evaluations:
+            one.gang.jobs[0].evaluations += 1
+            if one.gang.jobs[0].evaluations > self.limits.evaluations:
                 answer = InputError(
                     f"this took more than {self.limits.evaluations} evaluations of the network; ask for fewer steps "
                     "or a coarser tolerance."
                 )
-            self._resume(one.job, one.march, answer)
+            self._resume(one.gang, one.march, answer)
 
     def _evaluate(self, calls: Sequence[Call]) -> Sequence[Tensor]:
         start = time.perf_counter()
@@ -177,8 +187,12 @@ class Lane:
         x_t, t = torch.cat([call.x_t for call in calls]), torch.cat([call.t for call in calls])
         with autocast(x_t.device, self.precision):
             value: Tensor = self.network(x_t, t, condition)
+        seconds = time.perf_counter() - start
         self.metrics.rows.observe(sum(sizes))
-        self.metrics.call_seconds.observe(time.perf_counter() - start)
+        self.metrics.call_seconds.observe(seconds)
+        known = math.isfinite(self.call_seconds)
+        self.call_seconds += _SHARE_OF_NEWEST * (seconds - self.call_seconds) if known else 0
+        self.call_seconds = self.call_seconds if known else seconds
         return value.split(sizes)
 
     def _alone(self, call: Call) -> Tensor | Exception:
@@ -187,48 +201,56 @@ class Lane:
         except Exception as error:
             return error
 
-    def _resume(self, job: Job, march: greenlet, value: Job | Tensor | Exception) -> None:
+    def _resume(self, gang: Gang, march: greenlet, value: Gang | Tensor | Exception) -> None:
         """Go on with a trajectory until its next evaluation or its end."""
         call = march.throw(value) if isinstance(value, Exception) else march.switch(value)
-        if march.dead:
-            self.work.release(self.number, job, call)
+        if not march.dead:
+            self.waiting.append(_Waiting(gang, march, call))
+        elif call == _APART:
+            for job in gang.jobs:
+                self._resume(Gang((job,)), greenlet(self._march), Gang((job,)))
         else:
-            self.waiting.append(_Waiting(job, march, call))
+            for job in gang.jobs:
+                self.work.release(self.number, job, "cancelled" if job.cancelled else call)
 
     def _drop_cancelled(self) -> None:
         standing, self.waiting = self.waiting, []
         for one in standing:
-            if one.job.cancelled:
-                self._resume(one.job, one.march, Cancelled())
+            if one.gang.cancelled:
+                self._resume(one.gang, one.march, Cancelled())
             else:
                 self.waiting.append(one)
 
-    def _march(self, job: Job) -> str:
-        """A job from its beginning to its end, as a trajectory of its own; returns the outcome."""
+    def _march(self, gang: Gang) -> str:
+        """Jobs from their beginning to their end, as one trajectory; returns the outcome."""
         try:
-            job.tell(self._made(job))
+            self._make(gang)
         except Cancelled:
             return "cancelled"
         except Exception as error:
+            if len(gang.jobs) > 1:
+                return _APART  # the fault may be of one of them
             if not isinstance(error, InputError):
                 _LOG.exception("a request failed")
-            job.tell(Failed(error))
+            gang.jobs[0].tell(Failed(error))
             return "failed"
         return "completed"
 
-    def _made(self, job: Job) -> Finished:
-        request = replace(job.request, precision=self.precision)
-        due: tuple[int, ...] = ()
-        number = 0
-        for state in self.pipeline.states(request):
+    def _make(self, gang: Gang) -> None:
+        pipeline, request = joined(self.pipeline, gang)
+        request = replace(request, precision=self.precision)
+        due: tuple[tuple[int, ...], ...] = ()
+        for state in pipeline.states(request):
             if state.step == 0:
-                due = moments(state.steps, job.previews)
-            elif state.step in due and state.estimate is not None:
+                due = tuple(moments(state.steps, job.previews) for job in gang.jobs)
+            elif state.estimate is not None and any(state.step in steps for steps in due):
                 expected = self._pixels(replace(state, x_t=state.estimate.data), request)
-                job.tell(Preview(number, state.step, state.steps, expected))
-                number += 1
+                for job, steps, pixels in zip(gang.jobs, due, _parts(expected, gang), strict=True):
+                    if state.step in steps:
+                        job.tell(Preview(steps.index(state.step), state.step, state.steps, pixels))
             last = state
-        return Finished(self._pixels(last, request), time.monotonic() - job.since)
+        for job, pixels in zip(gang.jobs, _parts(self._pixels(last, request), gang), strict=True):
+            job.tell(Finished(pixels, time.monotonic() - job.since))
 
     def _pixels(self, state: State, request: Request) -> Tensor:
         return to_uint8(self.pipeline.decode(state, request))
@@ -238,3 +260,8 @@ def moments(steps: int, previews: int) -> tuple[int, ...]:
     """After which of the steps to show something: `previews` of them, evenly between the first and the last."""
     marks = (round(steps * mark / (previews + 1)) for mark in range(1, previews + 1))
     return tuple(dict.fromkeys(step for step in marks if 0 < step < steps))
+
+
+def _parts(pixels: Tensor, gang: Gang) -> Sequence[Tensor]:
+    """Of each job its own."""
+    return pixels.split([job.pictures for job in gang.jobs])

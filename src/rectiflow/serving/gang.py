@@ -1,0 +1,94 @@
+"""Requests that are marched as one batch, because marching each by itself costs more than their share of the network.
+
+Only requests that want the same steps of the same way go together, and each picture keeps its own noise: so the
+pictures are those made alone. What is given up is that one of them could leave before the others are done.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from rectiflow.base.randomness import Key
+from rectiflow.flow.flow import Flow
+from rectiflow.flow.source import Source
+from rectiflow.pipeline import Pipeline
+from rectiflow.request import Request
+from rectiflow.sampling.adaptive import DormandPrince
+from rectiflow.sampling.solvers import solver as solver_named
+from rectiflow.sampling.stochastic import Stochastic
+from rectiflow.serving.job import Job
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Gang:
+    """Jobs that march together, one at least."""
+
+    jobs: tuple[Job, ...]
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for any of them."""
+        return all(job.cancelled for job in self.jobs)
+
+
+@final
+class Gathered(Source):
+    """The draws of several requests, one request after the other.
+
+    Args:
+        source: what each draws from.
+        parts: seed and number of pictures of each.
+    """
+
+    def __init__(self, source: Source, parts: Sequence[tuple[int, int]]) -> None:
+        self.source, self.parts, self.no_score = source, parts, source.no_score
+
+    def sample(self, key: Key, index: Tensor, shape: Sequence[int]) -> Tensor:
+        """Draw z, B×shape float32; `index` counts through all of them."""
+        drawn = [self.source.sample(replace(key, seed=seed), torch.arange(n), shape) for seed, n in self.parts]
+        return torch.cat(drawn)[index]
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Natural log of the density of each z, B."""
+        return self.source.log_density(z)
+
+
+def gangs(jobs: Sequence[Job], brisk: bool) -> list[Gang]:
+    """Jobs put together where they can be; each by itself unless their kind is `brisk`."""
+    together: dict[object, list[Job]] = {}
+    for job in jobs:
+        way = _way(job.request) if brisk else None
+        together.setdefault(job if way is None else way, []).append(job)
+    return [Gang(tuple(each)) for each in together.values()]
+
+
+def joined(pipeline: Pipeline, gang: Gang) -> tuple[Pipeline, Request]:
+    """A pipeline and a request for the pictures of all jobs of a gang, job by job."""
+    first = gang.jobs[0].request
+    if len(gang.jobs) == 1:
+        return pipeline, first
+    flow = pipeline.flow
+    source = Gathered(flow.source, [(job.request.seed, job.pictures) for job in gang.jobs])
+    inside = Flow(flow.network, flow.schedule, flow.prediction, source, flow.shift, flow.sigma_data, flow.one_step)
+    requests = [job.request for job in gang.jobs]
+    names = [pipeline.class_names[label] for r in requests for label in pipeline.labels(r).tolist() if label >= 0]
+    prompts = [prompt for r in requests for prompt in pipeline.prompts(r)] if pipeline.takes_prompts else []
+    count = 1 if names or prompts else sum(job.pictures for job in gang.jobs)
+    return replace(pipeline, flow=inside.eval()), replace(first, classes=names, prompts=prompts, count=count)
+
+
+def _way(request: Request) -> object:
+    """What requests must have in common to march together; None if this one marches alone.
+
+    Noise at each step goes by the seed of a whole request, and a step that is chosen is chosen for a whole batch.
+    """
+    plain = request.guide is None and request.source is None and request.guidance_kind == "cfg"
+    if not plain or isinstance(solver_named(request.solver), Stochastic | DormandPrince):
+        return None
+    grid = request.grid if isinstance(request.grid, str) else tuple(request.grid)
+    march = (request.steps, request.solver, grid, request.schedule, request.size)
+    return (*march, request.guidance, request.interval, request.negative)

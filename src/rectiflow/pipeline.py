@@ -19,6 +19,8 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.conditioning.encoders import saved_encoders
 from rectiflow.conditioning.labels import Labels
+from rectiflow.conditioning.picture import Degradation, degradation
+from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.conditioning.text import TextEncoder
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import AbstractFlow, Flow
@@ -66,6 +68,7 @@ class Pipeline:
         autoencoder: between pictures and what the flow works on.
         training: where the model comes from; for readers only.
         encoders: what reads prompts; empty for a model that takes none.
+        picture: the picture that it is given; None for a model that is given none.
     """
 
     flow: Flow
@@ -77,6 +80,7 @@ class Pipeline:
     autoencoder: Autoencoder = field(default_factory=Identity)
     training: Mapping[str, Any] = field(default_factory=dict)
     encoders: tuple[TextEncoder, ...] = ()
+    picture: PictureConfig | None = None
 
     def sample(self, request: Request) -> Samples:
         """Pictures for a request.
@@ -94,7 +98,8 @@ class Pipeline:
         def pictures(part: tuple[int, int]) -> Tensor:
             for state in self.states(request, *part):
                 last = state
-            return self.decode(last, request).cpu()
+            made, given = self.decode(last, request).cpu(), self._given(request, torch.arange(*part))
+            return made if given is None else self.degradation.put_back(made, given)
 
         if self._device.type == "cpu":
             return Samples(torch.cat(over_cores(pictures, bounds)), labels)
@@ -140,19 +145,41 @@ class Pipeline:
             return ("",) * len(self.labels(request))
         return tuple(prompt for prompt in request.prompts for _ in range(request.count))
 
-    def condition(self, labels: Tensor, captions: Sequence[str]) -> Condition | None:
-        """What the flow is told of pictures with these labels (int64 B) and captions; None if it is told nothing."""
-        if not self.class_names and not self.takes_prompts:
+    @property
+    def _told_more(self) -> bool:
+        """Whether it is told classes or prompts, be it beside a picture or alone."""
+        return bool(self.class_names or self.encoders)
+
+    @property
+    def degradation(self) -> Degradation:
+        """What is given of a picture, for a model that is given one."""
+        assert self.picture is not None
+        return degradation(self.picture)
+
+    def condition(self, labels: Tensor, captions: Sequence[str], given: Tensor | None = None) -> Condition | None:
+        """What the flow is told of pictures with these labels (int64 B) and captions, and with this given of them (as
+        `Request.picture`); None if it is told nothing.
+        """
+        if not self._told_more and self.picture is None:
             return None
-        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders)).to(self._device)
+        image = None if given is None else self.degradation.told(given)
+        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders), image).to(self._device)
 
     def _asked(self, request: Request, labels: Tensor, index: Tensor) -> Condition | None:
         prompts = [self.prompts(request)[i] for i in index.tolist()]
-        condition = self.condition(labels[index], prompts)
-        if request.negative and condition is not None:
-            against = self.condition(labels[index], [request.negative] * len(index))
-            condition = replace(condition, against=against)
-        return condition
+        given = self._given(request, index)
+        condition = self.condition(labels[index], prompts, given)
+        keeps = request.keeps_picture(self.picture, self._told_more)
+        if condition is None or not (request.negative or keeps):
+            return condition
+        negative = self.condition(labels[index], [request.negative] * len(index), given) if request.negative else None
+        against = negative or condition.null()
+        if condition.image is not None:
+            against = replace(against, image=condition.image if keeps else torch.zeros_like(condition.image))
+        return replace(condition, against=against)
+
+    def _given(self, request: Request, index: Tensor) -> Tensor | None:
+        return None if request.picture is None else request.picture[index % request.count % len(request.picture)]
 
     def _latent_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of what the flow works on, for pictures of a size.
@@ -212,24 +239,24 @@ class Pipeline:
         by_null = request.guidance and request.guidance_kind.partition(":")[0] != "auto"
         if request.guide is not None:
             self._check_guide(request.guide, request.guidance_kind)
+        request.check_picture(self.picture, self.shape, self._told_more, self.null_trained)
+        null_trained = request.keeps_picture(self.picture, self._told_more) or self.null_trained
         if request.source is not None:
             self._refuse_source()
         if request.prompts and not self.takes_prompts:
             raise InputError("this model takes no prompts; ask for its classes, or leave the prompts out.")
         if request.negative and not (self.takes_prompts and by_null):
             raise InputError("a negative prompt needs a model that takes prompts, and guidance greater than 0.")
+        if self.takes_prompts and (request.classes or not request.prompts):
+            raise InputError("this model takes prompts, one at least, and knows no classes.")
+        if not self._told_more and (request.classes or (by_null and self.picture is None)):
+            raise InputError("this model is unconditional: it knows no classes and no guidance; leave both out.")
+        if by_null and not null_trained:
+            raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
         if self.takes_prompts:
-            if request.classes or not request.prompts:
-                raise InputError("this model takes prompts, one at least, and knows no classes.")
-            if by_null and not self.null_trained:
-                raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
             return torch.full((len(request.prompts) * request.count,), -1)
         if not self.class_names:
-            if request.classes or by_null:
-                raise InputError("this model is unconditional: it knows no classes and no guidance; leave both out.")
             return torch.full((request.count,), -1)
-        if by_null and not self.null_trained:
-            raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
         return Labels(self.class_names)(request.classes or self.class_names).labels.repeat_interleave(request.count)
 
     def _check_guide(self, guide: "Pipeline", kind: str) -> None:
@@ -237,16 +264,20 @@ class Pipeline:
             raise InputError(f"--guide is the weaker model of --guidance-kind auto; {kind} asks none, leave it out.")
         if guide.flow.one_step:
             raise InputError("--guide is a one-step model, which knows t=1 alone; it cannot guide the steps between.")
-        if guide.takes_prompts != self.takes_prompts:
-            raise InputError("--guide and this model must both take prompts, or neither.")
+        if guide.takes_prompts != self.takes_prompts or guide.picture != self.picture:
+            raise InputError("--guide and this model must both take prompts, or neither, and the same pictures.")
         if (guide.shape, guide.class_names) != (self.shape, self.class_names):
             raise InputError(
                 f"--guide is of pictures {guide.shape} with {len(guide.class_names)} classes; expected this model's "
                 f"{self.shape} with the same {len(self.class_names)}."
             )
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write `config.json` and the weights, whole or not at all; a model already there is replaced.
+
+        Args:
+            folder: where to.
+            dtype: as for `save_weights`: torch.float16 halves the files.
 
         Raises:
             InputError: the disk is full or read-only.
@@ -258,6 +289,7 @@ class Pipeline:
             flow=self.flow_config,
             network=self.network_config,
             class_names=self.class_names,
+            picture=self.picture,
             null_trained=self.null_trained,
             shape=self.shape,
             training=dict(self.training),
@@ -265,7 +297,7 @@ class Pipeline:
             weights={},
         )
         network = self.autoencoder.network if isinstance(self.autoencoder, LatentSpace) else None
-        write_model(Path(folder), self.flow.network, network, self.encoders, config)
+        write_model(Path(folder), self.flow.network, network, self.encoders, config, dtype)
 
     def push(self, name: str, private: bool = False) -> str:
         """Upload the model to the Hugging Face hub as ORG/NAME; returns where it can be seen.
@@ -306,6 +338,7 @@ class Pipeline:
             class_names=config.class_names,
             encoders=saved_encoders(config.texts, folder, config.weights, device),
             null_trained=config.null_trained,
+            picture=config.picture,
             autoencoder=autoencoder,
             training=config.training,
         )

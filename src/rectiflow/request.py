@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from rectiflow.base.errors import InputError
+from rectiflow.conditioning.picture import check_given
+from rectiflow.conditioning.picture_config import PictureConfig
+
 if TYPE_CHECKING:
     from rectiflow.pipeline import Pipeline
 
@@ -37,6 +41,11 @@ class Request:
             starts from the j-th of them, and after the last comes the first again.
         prompts: sentences, for a model that takes them; an empty one asks for anything.
         negative: what guidance leads away from, in place of no prompt at all.
+        picture: what is given of the pictures to make, N×C×h×w in [−1, 1], for a model that takes it: the j-th of each
+            class or prompt takes the j-th of them, and after the last comes the first again. "low": h×w is H/f×W/f;
+            "grey": one channel; "masked": a last channel more, 1 where the picture is given and 0 where it is hidden.
+        null: what guidance leads away from: "picture", the same picture without its label or text; "nothing", not even
+            the picture; "auto": the same picture, for a model that has labels or texts and was trained for it.
     """
 
     classes: Sequence[str | int] = ()
@@ -55,6 +64,45 @@ class Request:
     source: Tensor | None = None
     prompts: Sequence[str] = ()
     negative: str = ""
+    picture: Tensor | None = None
+    null: Literal["auto", "picture", "nothing"] = "auto"
+
+    def keeps_picture(self, config: PictureConfig | None, told_more: bool) -> bool:
+        """Whether guidance leads away from the same picture, and not from nothing; arguments as for `check_picture`."""
+        if config is None or self.picture is None or self.null == "nothing":
+            return False
+        return self.null == "picture" or (told_more and config.alone > 0)
+
+    def check_picture(
+        self, config: PictureConfig | None, shape: tuple[int, int, int], told_more: bool, null_trained: bool
+    ) -> None:
+        """Nothing, if a model can do with what is given here.
+
+        Args:
+            config: the picture that the model is given.
+            shape: C, H, W of its pictures as trained.
+            told_more: whether it is told classes or prompts too.
+            null_trained: whether it was trained without any condition.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if config is None:
+            if self.picture is not None or self.null != "auto":
+                raise InputError("this model is given no picture beside the noise; leave the picture out.")
+            return
+        if self.picture is not None:
+            check_given(config, self.picture, (shape[0], *(self.size or shape[1:])))
+        elif not (config.dropout or (null_trained and not told_more)):
+            raise InputError(
+                f"this model needs a picture (kind {config.kind}), for it was trained with picture.dropout=0; "
+                "give one: --picture FILE."
+            )
+        if self.null == "picture" and not (told_more and config.alone):
+            raise InputError(
+                "guidance away from the same picture needs labels or texts, and picture.alone above 0 in training; "
+                "use --null nothing."
+            )
 
 
 @dataclass(frozen=True)

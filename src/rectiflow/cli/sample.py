@@ -1,6 +1,6 @@
 """`rectiflow sample`: pictures from a trained model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from rectiflow.pipeline import Pipeline
     from rectiflow.request import Request
+
+_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Sample:
         seed: Picture i of a request has the same noise under the same seed, however many are asked for.
         source: Folder of pictures to start from, for a model that starts from pictures: the j-th of each class starts
             from the j-th of them. A run starts from its own held-out ones if this is left out.
+        picture: Picture, or folder of pictures, for a model that is given one: a low-resolution or grey one, or one
+            whose transparent pixels are to be filled. --count is of each; in a folder they are named after it.
+        null: What guidance leads away from: picture (the same one, without its label or text), nothing, or auto (the
+            same picture, for a model with labels or texts).
         size: Height and width in pixels; the size trained on if left out.
         filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
         precision: Of the network's arithmetic: float32, or bfloat16, about twice as fast where the processor has it.
@@ -65,6 +71,8 @@ class Sample:
     interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     source: Path | None = None
+    picture: Path | None = None
+    null: Literal["auto", "picture", "nothing"] = "auto"
     size: tuple[int, int] | None = None
     filmstrip: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -93,11 +101,12 @@ class Sample:
         device = str(resolve_device(self.device))
         # What is given in place of a run's own pictures needs these no more.
         pipeline = model_of(self.run, device) if self.source is None else Pipeline.load(self.run, device)
+        given, names = self._given(pipeline)
         request = Request(
             classes=self.classes,
             prompts=self.prompt,
             negative=self.negative,
-            count=self.count,
+            count=self.count * max(1, len(names)),
             steps=self.steps,
             solver=self.solver,
             grid=self.grid,
@@ -110,11 +119,13 @@ class Sample:
             size=self.size,
             precision=self.precision,
             source=None if self.source is None else self._source(self.size or pipeline.shape[1:], pipeline.shape[0]),
+            picture=given,
+            null=self.null,
         )
         if self.filmstrip:
             self._save_filmstrip(pipeline, request)
         else:
-            self._save_samples(pipeline, request, suffix)
+            self._save_samples(pipeline, request, suffix, names)
         print(f"wrote {self.out}")
         return 0
 
@@ -144,7 +155,13 @@ class Sample:
         return 0
 
     def _write(
-        self, pixels: "Tensor", labels: "Tensor", suffix: str, about: dict[str, Any], each: list[dict[str, Any]]
+        self,
+        pixels: "Tensor",
+        labels: "Tensor",
+        suffix: str,
+        about: dict[str, Any],
+        each: list[dict[str, Any]],
+        names: Sequence[str] = (),
     ) -> None:
         """Pictures in [−1, 1] as the kind of file that --out asks for."""
         from rectiflow.data.pictures import grid, save_folder, save_npz, save_png, screen_scale, to_uint8
@@ -153,9 +170,32 @@ class Sample:
         if suffix == ".npz":
             save_npz(levels, labels, self.out)
         elif suffix == ".png":
-            save_png(grid(levels, self.count, screen_scale(*levels.shape[1:3])), self.out, about)
+            columns = self.count if self.count > 1 else min(len(names) or 1, _COLUMNS)
+            save_png(grid(levels, columns, screen_scale(*levels.shape[1:3])), self.out, about)
         else:
-            save_folder(levels, self.out, each)
+            save_folder(levels, self.out, each, self._named(names, len(levels)))
+
+    def _given(self, pipeline: "Pipeline") -> tuple["Tensor | None", tuple[str, ...]]:
+        """What --picture gives, each `count` times, and the names of what was given."""
+        if self.picture is None:
+            return None, ()
+        if pipeline.picture is None:
+            raise InputError(f"{self.run} is given no picture beside the noise; leave out --picture.")
+        from rectiflow.data.given import read_given
+
+        shape = (pipeline.shape[0], *(self.size or pipeline.shape[1:]))
+        pictures, names = read_given(self.picture, pipeline.picture, shape)
+        return pictures.repeat_interleave(max(1, self.count), 0), names
+
+    def _named(self, names: Sequence[str], total: int) -> list[str]:
+        """Names of `total` pictures, by class or prompt, each of them by the picture given, `count` of each."""
+        if not names:
+            return []
+        rows = [name for name in names for _ in range(self.count)]
+        groups = total // len(rows)
+        each = [f"{i % self.count + self.count * group}" for group in range(groups) for i in range(len(rows))]
+        single = groups * self.count == 1
+        return [name if single else f"{name}-{number}" for name, number in zip(rows * groups, each, strict=True)]
 
     def _source(self, size: tuple[int, int], channels: int) -> "Tensor":
         import torch
@@ -166,10 +206,10 @@ class Sample:
         images = pictures_in(str(self.source), (channels, *size)).train
         return to_float(images.fetch(torch.arange(min(self.count, len(images)))))
 
-    def _save_samples(self, pipeline: "Pipeline", request: "Request", suffix: str) -> None:
+    def _save_samples(self, pipeline: "Pipeline", request: "Request", suffix: str, names: Sequence[str]) -> None:
         samples = pipeline.sample(request)
         each = list(self._about_each(pipeline, request, samples.labels))
-        self._write(samples.pixels, samples.labels, suffix, self._about(pipeline), each)
+        self._write(samples.pixels, samples.labels, suffix, self._about(pipeline), each, names)
 
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
         import torch
@@ -193,6 +233,8 @@ class Sample:
             about["source"] = str(self.source)
         if self.guide is not None:
             about["guide"] = str(self.guide)
+        if self.picture is not None:
+            about |= {"picture": str(self.picture), "null": self.null}
         if pipeline.flow.one_step:
             about |= {"steps": 1, "solver": "euler", "grid": "uniform"}
         if self.negative:

@@ -20,6 +20,7 @@ class Images(ABC):
         costly: whether fetching is work that another process should do ahead.
         prepared: whether crops and mirrors are made already, so that `place` chooses among what there is.
         captioned: whether any picture has a caption.
+        paired: pictures of the same length and size, each given of the one of its index; None if there are none.
     """
 
     shape: tuple[int, int, int]
@@ -27,6 +28,7 @@ class Images(ABC):
     costly: bool = False
     prepared: bool = False
     captioned: bool = False
+    paired: "Images | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)

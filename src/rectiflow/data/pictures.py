@@ -69,17 +69,18 @@ def save_npz(pixels: Tensor, labels: Tensor, path: Path) -> None:
     write_aside(path, fill)
 
 
-def save_folder(pixels: Tensor, folder: Path, about: Sequence[Mapping[str, object]]) -> None:
+def save_folder(pixels: Tensor, folder: Path, about: Sequence[Mapping[str, object]], names: Sequence[str] = ()) -> None:
     """Write one PNG for each picture and `metadata.jsonl`, a line each with `file_name` first.
 
     Args:
         pixels: uint8 N×H×W×C.
         folder: made if need be; files of the same names in it are replaced.
         about: N mappings, written into the picture and into its line.
+        names: N names of files, without their ending; numbers if left out.
     """
     lines = []
     for i, (picture, words) in enumerate(zip(pixels, about, strict=True)):
-        name = f"{i:05d}.png"
+        name = f"{names[i] if names else f'{i:05d}'}.png"
         save_png(to_image(picture), folder / name, words)
         lines.append(json.dumps({"file_name": name, **words}, ensure_ascii=False))
     write_text(folder / "metadata.jsonl", "".join(f"{line}\n" for line in lines))

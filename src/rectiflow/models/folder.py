@@ -14,6 +14,7 @@ from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_folder
 from rectiflow.conditioning.config import TextRecord
+from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.conditioning.text import TextEncoder
 from rectiflow.flow.config import FlowConfig
 from rectiflow.hub import fetch, is_hub_name
@@ -29,6 +30,7 @@ CONVENTIONS = {
     "pixels": "float in [-1, 1], BxCxHxW",
 }
 WEIGHTS = "flow.safetensors"
+SHIPPED = Path(__file__).parent.parent / "shipped"  # models that come with the package, by their folders' names
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
 
 
@@ -58,6 +60,7 @@ class ModelConfig(Config):
         autoencoder: "identity", pixel space, or the autoencoder whose weights lie beside the flow's.
         class_names: name of each label; empty for an unconditional model.
         texts: what reads its prompts; empty for a model that takes none.
+        picture: the picture that it is given; None for a model that is given none.
         null_trained: whether it was trained with condition dropout, which guidance needs.
         shape: C, H, W of a picture as trained.
         training: where it comes from (recipe, step); for readers only.
@@ -72,6 +75,7 @@ class ModelConfig(Config):
     autoencoder: AutoencoderRecord | Literal["identity"]
     class_names: tuple[str, ...]
     texts: tuple[TextRecord, ...] = ()
+    picture: PictureConfig | None = None
     null_trained: bool
     shape: tuple[int, int, int]
     training: dict[str, Any]
@@ -84,6 +88,7 @@ def write_model(
     autoencoder: nn.Module | None,
     encoders: Sequence[TextEncoder],
     config: ModelConfig,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write `config.json`, with the SHA-256 of the weights, and the weights, whole or not at all.
 
@@ -93,15 +98,16 @@ def write_model(
         autoencoder: its network, if the flow works in latents.
         encoders: what reads prompts.
         config: all else; hashes and what is said of the encoders are filled in.
+        dtype: as for `save_weights`.
 
     Raises:
         InputError: the disk is full or read-only; a model that was there is kept.
     """
 
     def fill(aside: Path) -> None:
-        hashes = {WEIGHTS: save_weights(network, aside / WEIGHTS)}
+        hashes = {WEIGHTS: save_weights(network, aside / WEIGHTS, dtype)}
         if autoencoder is not None:
-            hashes[AUTOENCODER_WEIGHTS] = save_weights(autoencoder, aside / AUTOENCODER_WEIGHTS)
+            hashes[AUTOENCODER_WEIGHTS] = save_weights(autoencoder, aside / AUTOENCODER_WEIGHTS, dtype)
         records = []
         for number, encoder in enumerate(encoders):
             record, files = encoder.save(aside, number)
@@ -114,7 +120,7 @@ def write_model(
 
 
 def find_model(folder: Path) -> Path:
-    """The model folder that `folder` is, or holds as a run, or names on the hub (org/name).
+    """The model folder that `folder` is, or holds as a run, or names: one that ships with us, or one on the hub.
 
     Raises:
         InputError: it is neither.
@@ -122,6 +128,8 @@ def find_model(folder: Path) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
+    if (SHIPPED / folder / "config.json").is_file() and len(folder.parts) == 1:
+        return SHIPPED / folder
     if is_hub_name(str(folder)):
         return fetch(str(folder))
     if not folder.exists():
@@ -188,6 +196,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "picture": "×".join(map(str, config.shape)),
         "classes": list(config.class_names),
         "prompts": [record.model_dump(mode="json") for record in config.texts],
+        "given_picture": None if config.picture is None else config.picture.model_dump(exclude={"dir"}),
         "flow": config.flow.model_dump(),
         "network": config.network.model_dump(),
         "autoencoder": config.autoencoder if isinstance(config.autoencoder, str) else config.autoencoder.model_dump(),

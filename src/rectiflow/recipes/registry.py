@@ -14,6 +14,7 @@ from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
 from rectiflow.recipes.gan import gan
 from rectiflow.recipes.latent import latent, latent_256
+from rectiflow.recipes.picture import colour, super_resolution
 from rectiflow.recipes.text import scenes, text
 from rectiflow.recipes.vae import vae
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
@@ -29,6 +30,8 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "latent-256": latent_256,
     "text": text,
     "scenes": scenes,
+    "super-resolution": super_resolution,
+    "colour": colour,
     "vae": vae,
     "gan": gan,
 }
@@ -74,6 +77,9 @@ def _laid_over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
             if network["kind"] != below["network"]["kind"]:
                 del below["optimiser"]["lr"]  # it was chosen for the network that is no more
         below, layer = {**below, "network": None}, {**layer, "network": network}
+    data, pictures = layer.get("data"), below["data"]
+    if isinstance(data, Mapping) and data.get("set", pictures["set"]) != pictures["set"]:
+        below = {**below, "data": {**pictures, "size": None}}  # a built-in set has its own
     latent, there = layer.get("latent"), below.get("latent")
     if isinstance(latent, Mapping) and isinstance(there, dict) and isinstance(latent.get("train"), Mapping):
         first = _laid_over(there["train"], latent["train"])

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 from rectiflow.conditioning.config import TextConfig
+from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.data.config import LatentsConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
 from rectiflow.networks.config import NetworkConfig
@@ -85,6 +86,7 @@ class RunConfig(TrainingConfig):
         vae: settings of objective=vae.
         gan: settings of objective=gan.
         text: captions as the condition; None is none: the classes are it, if there are any.
+        picture: a picture as condition; None is none.
         condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
         preview: what a preview shows.
         latent: the autoencoder, for a model of latents; None is pixel space.
@@ -98,6 +100,7 @@ class RunConfig(TrainingConfig):
     vae: VAEConfig = VAEConfig()
     gan: GANConfig = GANConfig()
     text: TextConfig | None = None
+    picture: PictureConfig | None = None
     condition_dropout: float = Field(0.1, ge=0, le=1)
     preview: PreviewConfig = PreviewConfig()
     latent: LatentConfig | None = None
@@ -137,6 +140,25 @@ class RunConfig(TrainingConfig):
             raise ValueError(
                 f"flow.coupling={self.flow.coupling} pairs pictures of one class, and each caption is a class of its "
                 "own; use flow.coupling=independent"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _picture_is_taken(self) -> Self:
+        if self.picture is None:
+            return self
+        if self.latent is not None:
+            raise ValueError("a picture as condition is of pixels, and latent is set; leave out one of them")
+        if self.objective != "flow" or self.flow.coupling != "independent":
+            other = f"objective={self.objective}" if self.objective != "flow" else f"flow.coupling={self.flow.coupling}"
+            raise ValueError(f"a picture as condition needs a flow of independent pairs; {other} does not take one")
+        if (self.picture.kind == "paired") != bool(self.picture.dir):
+            raise ValueError(
+                f"picture.kind={self.picture.kind} with picture.dir='{self.picture.dir}'; paired needs one"
+            )
+        if self.picture.kind == "paired" and (self.data.flip or self.data.crop == "random" or self.data.buckets > 1):
+            raise ValueError(
+                "paired pictures must meet pixel by pixel: leave out flip, crop=random and buckets of data"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -16,8 +16,11 @@ from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.base.condition import NULL_LABEL, Condition
 from rectiflow.base.randomness import Key
 from rectiflow.conditioning.encoders import encoders
+from rectiflow.conditioning.picture import degradation
+from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.loader import Loader
+from rectiflow.data.paired import given_of, with_pairs
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.coupling import coupling
 from rectiflow.flow.flow import Flow
@@ -54,6 +57,13 @@ def _captions(images: Images) -> list[str]:
     return images.captions(torch.arange(min(len(images), _READ))) if images.captioned else []
 
 
+def _channels(picture: PictureConfig, data: ImageSet) -> int:
+    """Of what is given of the pictures; every shape of them must suit."""
+    for shape in data.shapes:
+        degradation(picture).shape(shape)
+    return degradation(picture).channels(data.shape[0])
+
+
 class PictureStage(Stage):
     """What all generators of labelled pictures share: batches, keyed draws, previews and the saved pipeline.
 
@@ -71,7 +81,11 @@ class PictureStage(Stage):
         self.encoders = () if config.text is None else encoders(config.text, _captions(data.train), device)
         classes = 0 if self.encoders else len(data.class_names)  # a caption says it better
         texts = tuple(encoder.gives for encoder in self.encoders)
-        network = fitted(config.network, Inputs(self.autoencoder.latent_shape(data.shape)[0], classes, texts))
+        picture = 0
+        if config.picture is not None:
+            data, picture = with_pairs(data, config.picture, config.data), _channels(config.picture, data)
+        inputs = Inputs(self.autoencoder.latent_shape(data.shape)[0], classes, texts, picture)
+        network = fitted(config.network, inputs)
         config = config.model_copy(update={"network": network})
         self.config, self.data, self.device = config, data, device
         # A network without classes is an unconditional model, whatever labels the data have.
@@ -96,15 +110,18 @@ class PictureStage(Stage):
         """The flow to sample from in `module`, the trained one or its average."""
 
     def preview(self, module: nn.Module) -> Image.Image:
-        """A row of samples for each class, guided if the null condition is trained."""
+        """A row of samples for each class, caption or given picture, guided if the null condition is trained."""
         asked = self.config.preview
+        rows = 1 if self.class_names or self.encoders else min(asked.rows, len(self.data.unseen))
+        given = self._shown_given(asked.count if rows == 1 else rows)
         request = Request(
             classes=self.class_names[: asked.rows],
             prompts=self._shown_captions(asked.rows),
-            count=asked.count,
+            count=asked.count if given is None else asked.count * rows,
             steps=asked.steps,
             solver=asked.solver,
-            guidance=asked.guidance if self._null_trained else 0.0,
+            guidance=asked.guidance if self._null_trained and (self.class_names or self.encoders) else 0.0,
+            picture=given if given is None or rows == 1 else given.repeat_interleave(asked.count, 0),
         )
         pixels = to_uint8(self._pipeline(module, 0).sample(request).pixels)
         return grid(pixels, asked.count, screen_scale(*pixels.shape[1:3]))
@@ -115,11 +132,10 @@ class PictureStage(Stage):
 
     @property
     def _null_trained(self) -> bool:
-        return (
-            bool(self.class_names or self.encoders)
-            and self.config.condition_dropout > 0
-            and not self.config.flow.one_step
-        )
+        dropout, others = self.config.condition_dropout, bool(self.class_names or self.encoders)
+        if self.config.picture is not None and not others:
+            dropout, others = max(dropout, self.config.picture.dropout), True
+        return others and dropout > 0 and not self.config.flow.one_step
 
     def _pipeline(self, module: nn.Module, step: int) -> Pipeline:
         channels, height, width = self.data.shape
@@ -130,6 +146,7 @@ class PictureStage(Stage):
             shape=(channels, height, width),
             class_names=self.class_names,
             encoders=self.encoders,
+            picture=None if self.config.picture is None else self.config.picture.model_copy(update={"dir": ""}),
             null_trained=self._null_trained,
             autoencoder=self.autoencoder,
             training={"recipe": self.config.recipe, "step": step, "steps": self.config.steps},
@@ -144,7 +161,7 @@ class PictureStage(Stage):
         self.waited = self.loader.waited + (self.sources.waited if self.sources else 0.0)
         return (
             self._latents(pixels, self._key("dequantise", step), index),
-            self._condition(labels, batch.captions[part]),
+            self._condition(labels, batch.captions[part], self._given(pixels, step, index, batch.index[part])),
             index,
         )
 
@@ -158,7 +175,10 @@ class PictureStage(Stage):
         for part in torch.split(torch.arange(min(len(held_out), _HELD_OUT)), _CHUNK):
             if len(part):
                 x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
-                yield x, self._condition(held_out.labels[part], held_out.captions(part)), part
+                given = None
+                if self.config.picture is not None:
+                    given = given_of(self.config.picture, held_out, part, self._key("held-out picture"))
+                yield x, self._condition(held_out.labels[part], held_out.captions(part), given), part
 
     def _source(self, step: int, index: Tensor, like: Tensor) -> Tensor:
         """What the samples at `index` of the batch of `step` start from."""
@@ -169,11 +189,31 @@ class PictureStage(Stage):
     def _noise(self, purpose: str, step: int, index: Tensor, like: Tensor) -> Tensor:
         return self.flow.source.sample(self._key(purpose, step), index, like.shape[1:]).to(self.device)
 
-    def _condition(self, labels: Tensor, captions: Sequence[str]) -> Condition | None:
-        if not self.class_names and not self.encoders:
+    def _condition(self, labels: Tensor, captions: Sequence[str], given: Tensor | None = None) -> Condition | None:
+        if not self.class_names and not self.encoders and given is None:
             return None
         labels = labels if self.class_names else torch.full_like(labels, NULL_LABEL)
-        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders)).to(self.device)
+        image = None
+        if given is not None:
+            assert self.config.picture is not None
+            image = degradation(self.config.picture).told(given)
+        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders), image).to(self.device)
+
+    def _given(self, pixels: Tensor, step: int, index: Tensor, rows: Tensor) -> Tensor | None:
+        """What is given of the pictures at `rows` of the set, at the places `index` of the batch of `step`."""
+        if self.config.picture is None:
+            return None
+        if self.data.train.paired is not None:
+            return to_float(self.data.train.paired.fetch(rows))
+        return degradation(self.config.picture).given(pixels, self._key("picture", step), index)
+
+    def _shown_given(self, count: int) -> Tensor | None:
+        """What is given of the first held-out pictures."""
+        if self.config.picture is None:
+            return None
+        unseen = self.data.unseen
+        rows = torch.arange(min(count, len(unseen)))
+        return given_of(self.config.picture, unseen, rows, self._key("held-out picture"))
 
     def _dropped(self, condition: Condition, step: int, index: Tensor) -> Condition:
         """Some of the conditions replaced by ∅, and some captions by none for one of the encoders alone."""
@@ -181,8 +221,17 @@ class PictureStage(Stage):
             if share:
                 chosen = self._key(f"caption dropout {number}", step).uniform(index) < share
                 condition = condition.drop_text(number, chosen.to(self.device))
+        if self.config.picture is not None:
+            condition = self._dropped_picture(condition, self.config.picture, step, index)
         chosen = self._key("condition dropout", step).uniform(index) < self.config.condition_dropout
         return condition.drop(chosen.to(self.device))
+
+    def _dropped_picture(self, condition: Condition, picture: PictureConfig, step: int, index: Tensor) -> Condition:
+        """Some of the pictures replaced by nothing, and some of all the rest."""
+        alone = self._key("picture alone", step).uniform(index) < picture.alone
+        condition = replace(condition.drop(alone.to(self.device)), image=condition.image)
+        without = self._key("picture dropout", step).uniform(index) < picture.dropout
+        return condition.drop_image(without.to(self.device))
 
     def _shown_captions(self, rows: int) -> tuple[str, ...]:
         """Captions of the first held-out pictures that have one."""

@@ -1,0 +1,75 @@
+"""Pictures that a user gives as conditions, out of files."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from rectiflow.base.errors import InputError
+from rectiflow.conditioning.picture import degradation
+from rectiflow.conditioning.picture_config import PictureConfig
+from rectiflow.data.config import DataConfig
+from rectiflow.data.decode import Unusable, decode
+from rectiflow.data.images import to_float
+from rectiflow.data.survey import EXTENSIONS
+
+_PLAIN, _CENTRE = DataConfig(set="folder"), (0.5, 0.5, 1.0)
+
+
+def read_given(path: Path, config: PictureConfig, shape: tuple[int, int, int]) -> tuple[Tensor, tuple[str, ...]]:
+    """What `Request.picture` is of a picture, or of each in a folder in the order of their names; and their names.
+
+    They are resized to cover the size that is wanted of them and cropped to their centre, as training reads pictures.
+
+    Args:
+        path: a file or a folder.
+        config: what is given.
+        shape: C, H, W of the pictures to make.
+
+    Raises:
+        InputError: nothing there, no picture, or none with anything to fill; one line.
+    """
+    if not path.exists():
+        raise InputError(f"--picture {path}: no such file or folder; expected a picture, or a folder of them.")
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise InputError(f"--picture {path} holds no pictures; expected files such as .png or .jpg in it.")
+    channels, height, width = degradation(config).shape(shape)
+    read = _masked if config.kind == "masked" else _plain
+    pictures = []
+    for file in files:
+        try:
+            pictures.append(read(file, (height, width), grey=shape[0] == 1 or channels == 1))
+        except Unusable as problem:
+            raise InputError(f"--picture {file}: {problem}; take it away, or give another.") from problem
+    stems, whole = (tuple(getattr(file, part) for file in files) for part in ("stem", "name"))
+    return torch.stack(pictures), stems if len(set(stems)) == len(stems) else whole
+
+
+def _plain(file: Path, size: tuple[int, int], grey: bool) -> Tensor:
+    return _decoded(file, size, grey)
+
+
+def _masked(file: Path, size: tuple[int, int], grey: bool) -> Tensor:
+    """Colours where a picture is opaque, zero elsewhere, and a last channel that says which."""
+    decode(file, _PLAIN, size, grey, _CENTRE)  # says what is wrong with a file that cannot be read
+    with Image.open(file) as image:
+        whole = ImageOps.exif_transpose(image).convert("RGBA")
+    colours = _decoded(_png(whole.convert("RGB")), size, grey)
+    seen = (_decoded(_png(whole.getchannel("A")), size, grey=True) == 1).to(colours)
+    if bool(seen.all()) or not bool(seen.any()):
+        raise Unusable("has no transparent pixels, which are what is filled" if bool(seen.all()) else "shows nothing")
+    return torch.cat([colours * seen, seen])
+
+
+def _decoded(file: Path | bytes, size: tuple[int, int], grey: bool) -> Tensor:
+    return to_float(torch.from_numpy(np.array(decode(file, _PLAIN, size, grey, _CENTRE))))
+
+
+def _png(image: Image.Image) -> bytes:
+    content = BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()

@@ -116,9 +116,14 @@ class LocalEncoder(Features):
             from transformers import AutoImageProcessor, AutoModel
         except ImportError as error:
             raise InputError("features from a folder need transformers: pip install transformers.") from error
-        self.name = folder.name
+        self.name, self.folder = folder.name, folder
         self.processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+
+    @property
+    def reads(self) -> bool:
+        """Whether it is a whole CLIP, which captions can be compared with."""
+        return callable(getattr(self.model, "get_text_features", None))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """N×d."""

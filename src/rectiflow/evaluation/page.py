@@ -20,6 +20,9 @@ def page(result: dict[str, Any]) -> str:
         parts.append(_loss(result["loss_by_noise"]))
     if "likelihood" in result:
         parts.append(_likelihood(result["likelihood"]))
+    if "clip_score" in result:
+        told = result["clip_score"]
+        parts.append(f"CLIP score of samples {told['samples']:.2f}, of held-out pictures {told['real']:.2f}.")
     if "adherence" in result:
         parts.append(_adherence(result["adherence"]))
     return "\n\n".join(parts) + "\n"

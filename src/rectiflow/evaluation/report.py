@@ -12,6 +12,7 @@ from rectiflow.base.files import write_text
 from rectiflow.data.images import ImageSet
 from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 from rectiflow.evaluation.adherence_plot import plot_adherence
+from rectiflow.evaluation.clip_score import clip_scores
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import features
 from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_likelihood, refuse_unlikely
@@ -19,7 +20,7 @@ from rectiflow.evaluation.memory import in_features, loss_by_noise, sheet_of_pai
 from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
 from rectiflow.evaluation.prompted import prompted, refuse_unread
-from rectiflow.evaluation.scores import drawn, real_scores, scores
+from rectiflow.evaluation.scores import drawn, drawn_prompts, real_scores, scores
 from rectiflow.pipeline import Pipeline
 from rectiflow.sampling.solvers import solver
 
@@ -72,6 +73,10 @@ def evaluate(
         plot_loss(result["loss_by_noise"], out / "loss.png")
     if config.likelihood:
         result["likelihood"] = held_out_likelihood(pipeline, data, LikelihoodRequest(seed=config.seed))
+    if (
+        told := clip_scores(by, samples, drawn_prompts(pipeline, data.held_out, config), data, config.seed)
+    ) is not None:
+        result["clip_score"] = told
     if config.adherence:
         result["adherence"] = prompted(pipeline, data, by, config)
         plot_adherence(result["adherence"], out / "adherence.png")

@@ -16,9 +16,14 @@ from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request, Samples
 
 
+def drawn_prompts(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> list[str]:
+    """The captions of `images` that samples are drawn for; none for a model that takes no prompts."""
+    return images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
+
+
 def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
     """Samples of every class, as evenly as the count allows, or of the captions of `images`, and what they cost."""
-    prompts = images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
+    prompts = drawn_prompts(pipeline, images, config)
     classes = max(1, len(pipeline.class_names), len(prompts))
     request = Request(
         prompts=prompts,

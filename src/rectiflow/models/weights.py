@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -11,13 +12,21 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256
 
 
-def save_weights(network: nn.Module, path: Path) -> str:
+def save_weights(network: nn.Module, path: Path, dtype: torch.dtype | None = None) -> str:
     """Write a network's weights; returns their SHA-256.
+
+    Args:
+        network: whose.
+        path: the file.
+        dtype: what its numbers are kept in; None is what they have. Whoever reads them has float32 again.
 
     Raises:
         OSError: the disk is full or read-only.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    weights = {
+        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
     try:
         save_file(weights, path)
     except SafetensorError as error:

@@ -118,7 +118,7 @@ def test_who_leaves_frees_a_place_and_harms_nobody(classes):
         until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 2)
         assert box.empty()
         assert counted(engine, "rectiflow_requests_total", outcome="refused") == 1
-        assert counted(engine, "rectiflow_pictures_in_flight") == 0
+        until(lambda: counted(engine, "rectiflow_pictures_in_flight") == 0)
 
 
 def test_one_bad_request_is_told_alone(classes):

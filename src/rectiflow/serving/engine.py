@@ -153,15 +153,15 @@ class Engine:
     def release(self, lane: int, job: Job, outcome: str) -> None:
         """Give back what a job held, and count its outcome."""
         seconds = time.monotonic() - job.since
-        self.metrics.requests.labels(outcome).inc()
-        if outcome == "completed":
-            self.metrics.pictures.inc(job.pictures)
-            self.metrics.request_seconds.observe(seconds)
         with self._change:
             self._running[lane].discard(job)
             if outcome == "completed":
                 self._usual_seconds += _SHARE_OF_NEWEST * (seconds - self._usual_seconds)
             self._change.notify_all()
+        self.metrics.requests.labels(outcome).inc()
+        if outcome == "completed":
+            self.metrics.pictures.inc(job.pictures)
+            self.metrics.request_seconds.observe(seconds)
 
     def _load(self, lane: int) -> int:
         return sum(job.weight for job in tuple(self._running[lane]))

@@ -311,7 +311,41 @@ def autoencoder(result: dict) -> str:
     )
 
 
+def adherence(result: dict) -> str:
+    found, names = result["sweep"], ("place", "colour", "digit", "whole")
+
+    def shares(row: dict, part: str) -> list[str]:
+        return [f"{row[part][name]['value']:.3f} ± {row[part][name]['error']:.3f}" for name in names]
+
+    rows = []
+    for part in ("seen", "held_out"):
+        rows += [
+            [part.replace("_", "-"), f"w = {row['w']:g}", *shares(row, part), f"{row['frechet']:.2f}"]
+            for row in found["rows"]
+        ]
+        rows += [
+            [part.replace("_", "-"), "real, held-out writers: the ceiling", *shares(found["ceiling"], part), ""],
+            [part.replace("_", "-"), "real, training writers", *shares(found["imitation"], part), ""],
+        ]
+    header = ["combinations", "", "place", "colour", "digit", "whole prompt", "Fréchet distance"]
+    curve = [
+        [f"{point['minutes']:.0f}", f"{point['step'] * result['batch']:,}"]
+        + [f"{point[part][name]:.3f}" for part in ("seen", "held_out") for name in names]
+        for point in result["curve"]
+    ]
+    both = [f"{part} {name}" for part in ("seen:", "held-out:") for name in names]
+    ways = result["sampling"]
+    return (
+        f"{table(header, rows)}\n\n{ways['prompts']} prompts, {ways['solver']} with {ways['steps']} steps, a flow of "
+        f"{result['parameters'] / 1e6:.1f} M parameters; the most whole prompts at w = {found['best_w']:g}. On the way, at that w "
+        f"({ways['curve_prompts']} prompts; minutes of wall time with the autoencoder, latents and previews):\n\n"
+        f"{table(['minutes', 'pictures seen', *both], curve)}\n\n`{result['command']}` on {where(result['machine'])}; "
+        f"{', '.join(result['settings'])}."
+    )
+
+
 TABLES = {
+    "adherence": adherence,
     "latents": latents,
     "photos": photos,
     "latent_scenes": latent_scenes,

@@ -58,6 +58,7 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
     former = former_run(config, folder)
     with alone_in(folder):
         if former is None:
+            config.data.refuse_buckets("latents")
             data = pictures_of(config, None, console)
             _check(config, data)
             if config.data.source_dir:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rectiflow.__main__ import main
 from rectiflow.base.errors import InputError
 from rectiflow.data.buckets import assign, candidates, choose, kept, table
 from rectiflow.data.config import DataConfig, LatentsConfig
@@ -182,3 +183,14 @@ def test_latents_have_one_shape(folder, tmp_path):
     asked = DataConfig(set="folder", dir=str(folder), **SETTINGS)
     with pytest.raises(InputError, match=r"latents have one shape, but data.buckets is 3; set data.buckets=1"):
         encode_set(open_folder(asked), lambda x: x, tmp_path / "l", LatentsConfig(), asked, {}, lambda a, b: None)
+
+
+def test_buckets_that_the_network_does_not_divide_are_refused(folder, tmp_path, capsys):
+    settings = ["data.size=64", "data.buckets=3", "data.smallest_bucket=2", "data.multiple=4", "network.patch=8"]
+    small = ["network.width=32", "network.depth=1", "network.heads=1", "steps=2", "batch=4", "precision=float32"]
+    run = ["--run", str(tmp_path / "run"), "--set", *settings, *small]
+    assert main(["train", "folder", "--data", str(folder), *run]) == 2
+    assert "set data.multiple to a multiple of it" in capsys.readouterr().err
+    assert main(["train", "latent", "--data", str(folder), "--run", str(tmp_path / "l"), "--set", "data.buckets=3"]) == 2
+    assert "latents have one shape, but data.buckets is 3" in capsys.readouterr().err
+    assert not (tmp_path / "l").exists()

@@ -14,6 +14,7 @@ from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.base.condition import NULL_LABEL, Condition
+from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.conditioning.encoders import encoders
 from rectiflow.conditioning.picture import degradation
@@ -29,7 +30,7 @@ from rectiflow.flow.source import Pictures
 from rectiflow.flow.times import stratified, time_density
 from rectiflow.flow.weight import LossWeight
 from rectiflow.networks.build import build
-from rectiflow.networks.config import Inputs, fitted
+from rectiflow.networks.config import Inputs, NetworkConfig, fitted
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.training.generator_config import RunConfig
@@ -55,6 +56,15 @@ class Latents:
 
 def _captions(images: Images) -> list[str]:
     return images.captions(torch.arange(min(len(images), _READ))) if images.captioned else []
+
+
+def _check_shapes(network: NetworkConfig, data: ImageSet) -> None:
+    """Nothing, if the network divides every shape of a bucket; a single one it will tell of itself."""
+    part = network.multiple
+    if any(side % part for shape in data.shapes[1:] for side in shape[1:]):
+        raise InputError(
+            f"some buckets have sides that the network's {part} does not divide; set data.multiple to a multiple of it."
+        )
 
 
 def _channels(picture: PictureConfig, data: ImageSet) -> int:
@@ -86,6 +96,7 @@ class PictureStage(Stage):
             data, picture = with_pairs(data, config.picture, config.data), _channels(config.picture, data)
         inputs = Inputs(self.autoencoder.latent_shape(data.shape)[0], classes, texts, picture)
         network = fitted(config.network, inputs)
+        _check_shapes(network, data)
         config = config.model_copy(update={"network": network})
         self.config, self.data, self.device = config, data, device
         # A network without classes is an unconditional model, whatever labels the data have.

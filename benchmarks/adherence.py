@@ -1,0 +1,96 @@
+"""Text to image on digit-scenes: python benchmarks/adherence.py DIR
+
+Trains recipe `scenes` in DIR/scenes (autoencoder, latents, flow), keeps the model of every thousandth
+step, and has the judge read the pictures of held-out prompts: the last model over guidance strengths, the others at the
+best of these. Minutes are wall time from the command's first moment: the autoencoder, the latents and previews count.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import common
+from rectiflow.data.sets import open_set
+from rectiflow.evaluation.adherence_plot import plot_adherence
+from rectiflow.evaluation.config import EvaluateConfig
+from rectiflow.evaluation.features import SmallEncoder
+from rectiflow.evaluation.prompted import prompted
+from rectiflow.pipeline import Pipeline
+from rectiflow.training.log import last_metrics
+from rectiflow.training.run import read_run
+
+SETTINGS = ("threads=1", "precision=bfloat16", "latent.train.threads=1", "latent.train.precision=bfloat16")
+SWEEP = EvaluateConfig(count=500, steps=20, solver="ab2", weights=(0.0, 1.0, 2.0, 3.0, 5.0))
+DOCS = common.RESULTS.parent.parent / "docs"
+
+
+def train(home: Path) -> None:
+    """Train, and copy the model whenever a thousand steps more are done."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "started").touch()
+    command = [sys.executable, "-m", "rectiflow", "train", "scenes", "--run", str(home / "scenes"), "--set", *SETTINGS]
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        time.sleep(2)
+        keep(home)
+    if process.returncode:
+        sys.exit("training failed")
+    keep(home)
+
+
+def keep(home: Path) -> None:
+    there = home / "scenes" / "model" / "config.json"
+    if there.is_file():
+        step = json.loads(there.read_text())["training"]["step"]
+        if not (home / f"m-{step}").exists():
+            shutil.copytree(there.parent, home / f"m-{step}")
+
+
+def main(home: Path) -> None:
+    if not (home / "scenes" / "evaluation" / "report.json").is_file():
+        train(home)
+    config = read_run(home / "scenes")
+    data = open_set(config.data)
+    by = SmallEncoder(data.train)
+    models = sorted((folder for folder in home.glob("m-*")), key=lambda folder: int(folder.name[2:]))
+    found = prompted(Pipeline.load(models[-1]), data, by, SWEEP)
+    plot_adherence(found, DOCS / "adherence.png")
+    best, curve = found["best_w"], []
+    few = SWEEP.model_copy(update={"count": 200, "weights": (best,)})
+    for folder in models:
+        row = prompted(Pipeline.load(folder), data, by, few)["rows"][0]
+        minutes = ((folder / "config.json").stat().st_mtime - (home / "started").stat().st_mtime) / 60
+        shares = {
+            part: {n: row[part][n]["value"] for n in ("place", "colour", "digit", "whole")}
+            for part in ("seen", "held_out")
+        }
+        curve.append({"step": int(folder.name[2:]), "minutes": round(minutes, 1), "frechet": row["frechet"], **shares})
+        print(curve[-1], flush=True)
+    pipeline = Pipeline.load(models[-1])
+    common.write(
+        "adherence",
+        {
+            "settings": SETTINGS,
+            "batch": config.batch,
+            "parameters": sum(p.numel() for p in pipeline.flow.parameters()),
+            "sampling": {
+                "solver": SWEEP.solver,
+                "steps": SWEEP.steps,
+                "prompts": SWEEP.count,
+                "curve_prompts": few.count,
+            },
+            "images_per_second": last_metrics(home / "scenes" / "metrics.jsonl").get("images_per_second"),
+            "sweep": found,
+            "curve": curve,
+        },
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main(Path(sys.argv[1]))

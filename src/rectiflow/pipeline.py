@@ -1,7 +1,7 @@
 """Floor 4: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -98,7 +98,7 @@ class Pipeline:
         def pictures(part: tuple[int, int]) -> Tensor:
             for state in self.states(request, *part):
                 last = state
-            made, given = self.decode(last, request).cpu(), self._given(request, torch.arange(*part))
+            made, given = self.decode(last, request).cpu(), request.given(torch.arange(*part))
             return made if given is None else self.degradation.put_back(made, given)
 
         if self._device.type == "cpu":
@@ -167,19 +167,12 @@ class Pipeline:
 
     def _asked(self, request: Request, labels: Tensor, index: Tensor) -> Condition | None:
         prompts = [self.prompts(request)[i] for i in index.tolist()]
-        given = self._given(request, index)
+        given = request.given(index)
         condition = self.condition(labels[index], prompts, given)
-        keeps = request.keeps_picture(self.picture, self._told_more)
-        if condition is None or not (request.negative or keeps):
-            return condition
+        if condition is None:
+            return None
         negative = self.condition(labels[index], [request.negative] * len(index), given) if request.negative else None
-        against = negative or condition.null()
-        if condition.image is not None:
-            against = replace(against, image=condition.image if keeps else torch.zeros_like(condition.image))
-        return replace(condition, against=against)
-
-    def _given(self, request: Request, index: Tensor) -> Tensor | None:
-        return None if request.picture is None else request.picture[index % request.count % len(request.picture)]
+        return request.led_away(condition, negative, request.keeps_picture(self.picture, self._told_more))
 
     def _latent_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of what the flow works on, for pictures of a size.

@@ -1,11 +1,13 @@
 """Floor 3: what is asked of a model, and what it gives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
+from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.conditioning.picture import check_given
 from rectiflow.conditioning.picture_config import PictureConfig
@@ -66,6 +68,25 @@ class Request:
     negative: str = ""
     picture: Tensor | None = None
     null: Literal["auto", "picture", "nothing"] = "auto"
+
+    def given(self, index: Tensor) -> Tensor | None:
+        """What is given of the pictures at `index` (int64 B) of the request; None if nothing is."""
+        return None if self.picture is None else self.picture[index % self.count % len(self.picture)]
+
+    def led_away(self, condition: Condition, negative: Condition | None, keeps: bool) -> Condition:
+        """`condition` with what guidance leads away from.
+
+        Args:
+            condition: of B samples.
+            negative: that of negative prompts; None is the null condition.
+            keeps: whether the picture stays.
+        """
+        if negative is None and not keeps:
+            return condition
+        against, image = negative or condition.null(), condition.image
+        if image is not None:
+            against = replace(against, image=image if keeps else torch.zeros_like(image))
+        return replace(condition, against=against)
 
     def keeps_picture(self, config: PictureConfig | None, told_more: bool) -> bool:
         """Whether guidance leads away from the same picture, and not from nothing; arguments as for `check_picture`."""

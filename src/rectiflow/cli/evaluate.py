@@ -64,7 +64,7 @@ class Evaluate:
 
     def _flow(self, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:
         from rectiflow.cli.runs import model_of
-        from rectiflow.evaluation.page import adherence_lines, cell
+        from rectiflow.evaluation.page import adherence_lines, cell, restoration_lines
         from rectiflow.evaluation.report import evaluate
         from rectiflow.models.folder import describe, find_model
         from rectiflow.training.precision import resolve_device
@@ -82,6 +82,7 @@ class Evaluate:
             f"told apart {cell(found['told_apart'])}, copies {result['copies']['share']:.1%}",
             *bits,
             *adherence_lines(result.get("adherence")),
+            *restoration_lines(result.get("restoration")),
         ]
 
     def _autoencoder(self, model: Path, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:

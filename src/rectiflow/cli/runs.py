@@ -16,13 +16,17 @@ def data_of(run: Path) -> "ImageSet":
     Raises:
         InputError: it is no run, or its data are gone.
     """
+    from rectiflow.data.paired import with_pairs
     from rectiflow.data.sets import open_set
     from rectiflow.training.run import CONFIG_NAME, INDEX_NAME, read_run
 
     if not (run / CONFIG_NAME).is_file():
         raise InputError(f"{run} is not a run folder: an evaluation needs the data that its {CONFIG_NAME} names.")
     index = run / INDEX_NAME
-    return open_set(read_run(run).data, index if index.exists() else None)
+    config = read_run(run)
+    data = open_set(config.data, index if index.exists() else None)
+    picture = getattr(config, "picture", None)
+    return with_pairs(data, picture, config.data) if picture is not None else data
 
 
 def model_of(run: Path, device: str = "cpu") -> "Pipeline":

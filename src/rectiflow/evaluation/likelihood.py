@@ -16,6 +16,7 @@ from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, ImageSet, to_float
+from rectiflow.data.paired import given_of
 from rectiflow.evaluation.memory import device_of
 from rectiflow.pipeline import Pipeline
 from rectiflow.sampling.bound import BoundConfig, variational_bound
@@ -97,7 +98,10 @@ def held_out_likelihood(pipeline: Pipeline, data: ImageSet, request: LikelihoodR
         raise InputError(f"expected at least 2 held-out pictures, received {count}; hold out more: data.held_out=0.05.")
     device = device_of(pipeline)
     index = torch.arange(count)
-    condition = pipeline.condition(data.held_out.labels[:count], data.held_out.captions(torch.arange(count)))
+    told = None
+    if pipeline.picture is not None:
+        told = given_of(pipeline.picture, data.held_out, index, Key(request.seed, "evaluated picture"))
+    condition = pipeline.condition(data.held_out.labels[:count], data.held_out.captions(index), told)
     densities, bounds = [], []
     for part in torch.split(index, _CHUNK):
         given = None if condition is None else condition.select(part)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, to_float
+from rectiflow.data.paired import given_of
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.evaluation.features import Features
 from rectiflow.flow.loss import flow_matching_loss
@@ -93,9 +94,12 @@ def loss_by_noise(
     sums = {}
     for name, images in (("train", train), ("held_out", held_out)):
         pixels, labels = some(images, seed, count)
+        given = None
+        if pipeline.picture is not None:
+            given = given_of(pipeline.picture, images, chosen(images, seed, count), Key(seed, "evaluated picture"))
         captions = images.captions(chosen(images, seed, count))
         x = pipeline.autoencoder.encode(pixels.to(device))
-        condition = pipeline.condition(labels, captions)
+        condition = pipeline.condition(labels, captions, given)
         losses = []
         for level, noise_share in enumerate(_LEVELS):
             # β/(α+β) of the level: t itself on the rectified path, and as noisy on every other.

@@ -1,5 +1,6 @@
 """A report as Markdown."""
 
+import math
 from typing import Any
 
 _SCORES = {
@@ -25,6 +26,8 @@ def page(result: dict[str, Any]) -> str:
         parts.append(f"CLIP score of samples {told['samples']:.2f}, of held-out pictures {told['real']:.2f}.")
     if "adherence" in result:
         parts.append(_adherence(result["adherence"]))
+    if "restoration" in result:
+        parts.append(_restoration(result["restoration"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -100,6 +103,32 @@ def _loss(loss: dict[str, Any]) -> str:
         f"## Loss by noise level\n\n{verdict} The held-out loss is {loss['excess']:+.1%} from the training loss.\n\n"
         "![loss by noise level](loss.png)"
     )
+
+
+def _restoration(found: dict[str, Any]) -> str:
+    rows = [
+        f"| {name} | {'exact' if each['psnr'] is None else format(each['psnr'], '.2f')} | {each['ssim']:.3f} |"
+        for name, each in found["scores"].items()
+    ]
+    table = "\n".join(["| | PSNR, dB | SSIM |", "| --- | --- | --- |", *rows])
+    agree = ""
+    if "consistency" in found:
+        agree = (
+            f"\n\nWhat would be given of a sample is off by {found['consistency']:.4f} from what was given (root mean "
+            "square; pictures go from −1 to 1)."
+        )
+    return (
+        f"## Against the truth\n\n{found['count']} held-out pictures, each given to the model.\n\n{table}{agree}\n\n"
+        "![given, without a model, four samples, the mean of all, the truth](restoration.png)"
+    )
+
+
+def restoration_lines(found: dict[str, Any] | None) -> list[str]:
+    """What to print of pictures against the truth; none of what was not measured."""
+    if found is None:
+        return []
+    told = (f"{name} {each['psnr'] or math.inf:.2f}" for name, each in found["scores"].items())
+    return [f"PSNR in dB against the truth: {', '.join(told)}"]
 
 
 def _likelihood(bits: dict[str, Any]) -> str:

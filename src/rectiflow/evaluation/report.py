@@ -20,6 +20,7 @@ from rectiflow.evaluation.memory import in_features, loss_by_noise, sheet_of_pai
 from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
 from rectiflow.evaluation.prompted import prompted, refuse_unread
+from rectiflow.evaluation.restoration import restoration
 from rectiflow.evaluation.scores import drawn, drawn_prompts, real_scores, scores
 from rectiflow.pipeline import Pipeline
 from rectiflow.sampling.solvers import solver
@@ -80,6 +81,9 @@ def evaluate(
     if config.adherence:
         result["adherence"] = prompted(pipeline, data, by, config)
         plot_adherence(result["adherence"], out / "adherence.png")
+    if pipeline.picture is not None:
+        result["restoration"], sheet = restoration(pipeline, data.held_out, config)
+        save_png(sheet, out / "restoration.png", {})
     by.save(out)
     _save(_sheet(samples.pixels, samples.labels), out / "samples.png")
     save_png(sheet_of_pairs(near, samples.pixels, train), out / "copies.png", {})

@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rectiflow.base.randomness import Key
@@ -12,6 +13,7 @@ from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import Features
 from rectiflow.evaluation.memory import chosen, some
 from rectiflow.evaluation.metrics import Interval, bootstrap, frechet_distance, kernel_distance, manifold, told_apart
+from rectiflow.evaluation.restoration import requests, restored, truth
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request, Samples
 
@@ -22,7 +24,12 @@ def drawn_prompts(pipeline: Pipeline, images: Images, config: EvaluateConfig) ->
 
 
 def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
-    """Samples of every class, as evenly as the count allows, or of the captions of `images`, and what they cost."""
+    """Samples of every class, as evenly as the count allows, or of the captions of `images`, and what they cost.
+
+    A model that is given a picture is given those of `images`.
+    """
+    if pipeline.picture is not None:
+        return _drawn_of_given(pipeline, images, config)
     prompts = drawn_prompts(pipeline, images, config)
     classes = max(1, len(pipeline.class_names), len(prompts))
     request = Request(
@@ -44,6 +51,19 @@ def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[S
     kept = Samples(samples.pixels[rows], samples.labels[rows])
     cost = {"evaluations": evaluations, "seconds_per_100": round(100 * seconds / len(samples.labels), 3)}
     return kept, cost
+
+
+def _drawn_of_given(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
+    asked = truth(pipeline, images, config.seed, config.count)
+    *_, last = pipeline.states(next(requests(pipeline, asked, config))[1], 0, 1)
+    start = time.perf_counter()
+    pixels = restored(pipeline, asked, config)[:, 0]
+    seconds = time.perf_counter() - start
+    cost = {
+        "evaluations": last.evaluations * (2 if config.guidance else 1),
+        "seconds_per_100": round(100 * seconds / len(pixels), 3),
+    }
+    return Samples(pixels, asked.labels if pipeline.class_names else torch.full_like(asked.labels, -1)), cost
 
 
 def scores(features: Features, made: Tensor, real: Tensor, seed: int) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def test_a_listener_that_fails_harms_nobody(classes):
 def test_calls_and_requests_are_bounded(classes):
     limits = Limits(batch=4, slots=40, pictures=10)
     with engine_of(classes, limits, lanes=1) as engine:
+        made(engine, [Request(("cat",), steps=5)])
         events, _ = made(engine, [Request(("cat",), 2, 5, seed=seed) for seed in range(10)])
         assert all(isinstance(event, Finished) for event in events)
         buckets = engine.metrics.registry.get_sample_value("rectiflow_call_rows_bucket", {"le": "4.0"})
@@ -199,3 +200,10 @@ def test_gradients_of_the_caller_are_left_alone(classes):
     with engine_of(classes) as engine:
         made(engine, [Request(("cat",), steps=3)])
         assert torch.is_grad_enabled()
+
+
+def test_who_leaves_with_the_pictures_has_not_cancelled(classes):
+    with engine_of(classes, lanes=1) as engine:
+        jobs = []
+        jobs.append(engine.submit(Request(("cat",), steps=30), lambda event: engine.cancel(jobs[0])))
+        until(lambda: counted(engine, "rectiflow_requests_total", outcome="completed") == 1)

@@ -21,9 +21,10 @@ def test_only_those_of_one_way_go_together():
     others = [replace(way, steps=9), replace(way, guidance=2.0), replace(way, size=(8, 8)), replace(way, negative="x")]
     alone = [replace(way, solver=name) for name in ("ddpm", "rk45", "edm", "ddpm")]
     jobs = [job(request) for request in [*same, *others, *alone]]
-    found = gangs(jobs, True)
-    assert [len(gang.jobs) for gang in found] == [3] + [1] * 8
-    assert [len(gang.jobs) for gang in gangs(jobs, False)] == [1] * 11
+    assert sorted(len(gang.jobs) for gang in gangs(jobs, 128)) == [1] * 8 + [3]
+    plenty = [job(way, 2) for _ in range(7)]
+    assert [len(gang.jobs) for gang in gangs(plenty, 12)] == [3, 3, 1]  # with guidance, two rows a picture
+    assert [len(gang.jobs) for gang in gangs(plenty, 1)] == [1] * 7
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "fast", "unipc3"])
@@ -74,6 +75,7 @@ def test_each_of_a_gang_has_its_own_previews_and_may_leave(lane, classes):
         alone = to_uint8(classes.sample(jobs[i].request).pixels).int()
         assert (events[-1].pixels.int() - alone).abs().max() <= 1
     until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 2)
+    assert counted(engine, "rectiflow_requests_total", outcome="completed") == 4
     assert boxes[3].empty()
     assert boxes[4].empty()
     assert counted(engine, "rectiflow_call_rows_count") <= 2 * 60, "they did not march as one"

@@ -57,13 +57,27 @@ class Gathered(Source):
         return self.source.log_density(z)
 
 
-def gangs(jobs: Sequence[Job], brisk: bool) -> list[Gang]:
-    """Jobs put together where they can be; each by itself unless their kind is `brisk`."""
-    together: dict[object, list[Job]] = {}
+def gangs(jobs: Sequence[Job], batch: int) -> list[Gang]:
+    """Jobs put together where they can be, and where a call of the network has room for all of their rows.
+
+    Args:
+        jobs: in any order.
+        batch: weight of the rows of one call; guidance asks for two rows a picture.
+    """
+    found: list[Gang] = []
+    open_to: dict[object, list[Job]] = {}
     for job in jobs:
-        way = _way(job.request) if brisk else None
-        together.setdefault(job if way is None else way, []).append(job)
-    return [Gang(tuple(each)) for each in together.values()]
+        way = _way(job.request)
+        mates = open_to.get(way, []) if way is not None else []
+        weight = sum(mate.weight for mate in [*mates, job]) * (2 if job.request.guidance else 1)
+        if mates and weight > batch:
+            found.append(Gang(tuple(mates)))
+            mates = []
+        if way is None:
+            found.append(Gang((job,)))
+        else:
+            open_to[way] = [*mates, job]
+    return [*found, *(Gang(tuple(mates)) for mates in open_to.values())]
 
 
 def joined(pipeline: Pipeline, gang: Gang) -> tuple[Pipeline, Request]:

@@ -91,6 +91,7 @@ class Job:
         listener: told of each event, on the thread of a lane; must not wait.
         since: monotonic time at which it was asked for.
         cancelled: set when nobody waits any more.
+        told: whether its pictures were handed over; who leaves after that has not cancelled it.
         evaluations: of the network so far.
     """
 
@@ -101,6 +102,7 @@ class Job:
     listener: Callable[[Event], None]
     since: float = field(default_factory=time.monotonic)
     cancelled: bool = False
+    told: bool = False
     evaluations: int = 0
 
     @property
@@ -112,6 +114,7 @@ class Job:
         """Tell the listener; what goes wrong there is logged and harms no other request."""
         if self.cancelled and not isinstance(event, Failed):
             return
+        self.told = isinstance(event, Finished)
         try:
             self.listener(event)
         except Exception:

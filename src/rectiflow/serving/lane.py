@@ -146,7 +146,7 @@ class Lane:
                 for job in jobs:
                     self.metrics.waiting_seconds.observe(time.monotonic() - job.since)
                 brisk = [job for job in jobs if job.request.steps * self.call_seconds < _BRISK_SECONDS]
-                for gang in [*gangs(brisk, True), *gangs([job for job in jobs if job not in brisk], False)]:
+                for gang in [*gangs(brisk, self.limits.batch), *(Gang((job,)) for job in jobs if job not in brisk)]:
                     self._resume(gang, greenlet(self._march), gang)
                 self._drop_cancelled()
                 if self.waiting:
@@ -211,7 +211,7 @@ class Lane:
                 self._resume(Gang((job,)), greenlet(self._march), Gang((job,)))
         else:
             for job in gang.jobs:
-                self.work.release(self.number, job, "cancelled" if job.cancelled else call)
+                self.work.release(self.number, job, "cancelled" if job.cancelled and not job.told else call)
 
     def _drop_cancelled(self) -> None:
         standing, self.waiting = self.waiting, []

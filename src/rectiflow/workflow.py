@@ -52,6 +52,8 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
     """
     if isinstance(config, RunConfig) and config.text is not None:
         config = config.model_copy(update={"text": config.text.absolute()})
+    if isinstance(config, RunConfig) and config.picture is not None:
+        config = config.model_copy(update={"picture": config.picture.absolute()})
     if not isinstance(config, RunConfig) or config.latent is None:
         return train(config, folder, console)
     config = _with_absolute_paths(config, config.latent)

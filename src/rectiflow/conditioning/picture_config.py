@@ -1,5 +1,6 @@
 """Settings of a picture as a condition. Never imports torch."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -37,3 +38,7 @@ class PictureConfig(Config):
         if self.least > self.most:
             raise ValueError(f"least {self.least} is above most {self.most}; exchange them")
         return self
+
+    def absolute(self) -> Self:
+        """The same, which means the same from any working directory."""
+        return self.model_copy(update={"dir": str(Path(self.dir).absolute())}) if self.dir else self

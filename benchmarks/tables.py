@@ -337,14 +337,27 @@ def adherence(result: dict) -> str:
     ways = result["sampling"]
     return (
         f"{table(header, rows)}\n\n{ways['prompts']} prompts, {ways['solver']} with {ways['steps']} steps, a flow of "
-        f"{result['parameters'] / 1e6:.1f} M parameters; the most whole prompts at w = {found['best_w']:g}. On the way, at that w "
-        f"({ways['curve_prompts']} prompts; minutes of wall time with the autoencoder, latents and previews):\n\n"
+        f"{result['parameters'] / 1e6:.1f} M parameters; the most whole prompts at w = {found['best_w']:g}. On the "
+        f"way, at that w ({ways['curve_prompts']} prompts; minutes of wall time with autoencoder, latents and previews):\n\n"
         f"{table(['minutes', 'pictures seen', *both], curve)}\n\n`{result['command']}` on {where(result['machine'])}; "
         f"{', '.join(result['settings'])}."
     )
 
 
+def pictures(result: dict) -> str:
+    parts = []
+    for title, found in result["tables"].items():
+        rows = [
+            [name, f"{each['psnr']:.2f}" if each["psnr"] is not None else "exact", f"{each['ssim']:.3f}"]
+            for name, each in found["scores"].items()
+        ]
+        parts.append(table([f"{title} ({found['count']} held out)", "PSNR, dB", "SSIM"], rows))
+        parts.append(f"{found['steps']} steps; a sample, degraded again, is off by {found['consistency']:.3f}.")
+    return "\n\n".join([*parts, f"`{result['command']}` on {where(result['machine'])}."])
+
+
 TABLES = {
+    "pictures": pictures,
     "adherence": adherence,
     "latents": latents,
     "photos": photos,

@@ -338,7 +338,7 @@ def adherence(result: dict) -> str:
     return (
         f"{table(header, rows)}\n\n{ways['prompts']} prompts, {ways['solver']} with {ways['steps']} steps, a flow of "
         f"{result['parameters'] / 1e6:.1f} M parameters; the most whole prompts at w = {found['best_w']:g}. On the "
-        f"way, at that w ({ways['curve_prompts']} prompts; minutes of wall time with autoencoder, latents and previews):\n\n"
+        f"way, at that w ({ways['curve_prompts']} prompts; minutes of wall time, all counted):\n\n"
         f"{table(['minutes', 'pictures seen', *both], curve)}\n\n`{result['command']}` on {where(result['machine'])}; "
         f"{', '.join(result['settings'])}."
     )

@@ -236,6 +236,7 @@ class Pipeline:
         null_trained = request.keeps_picture(self.picture, self._told_more) or self.null_trained
         if request.source is not None:
             self._refuse_source()
+        request.check_prompts()
         if request.prompts and not self.takes_prompts:
             raise InputError("this model takes no prompts; ask for its classes, or leave the prompts out.")
         if request.negative and not (self.takes_prompts and by_null):

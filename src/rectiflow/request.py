@@ -94,6 +94,18 @@ class Request:
             return False
         return self.null == "picture" or (told_more and config.alone > 0)
 
+    def check_prompts(self) -> None:
+        """Nothing, if prompts are texts.
+
+        Raises:
+            InputError: one has bytes that are not UTF-8, as a shell may hand them on.
+        """
+        for prompt in (*self.prompts, self.negative):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"a prompt is not UTF-8 from its character {error.start + 1} on.") from error
+
     def check_picture(
         self, config: PictureConfig | None, shape: tuple[int, int, int], told_more: bool, null_trained: bool
     ) -> None:

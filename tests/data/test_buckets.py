@@ -191,6 +191,8 @@ def test_buckets_that_the_network_does_not_divide_are_refused(folder, tmp_path, 
     run = ["--run", str(tmp_path / "run"), "--set", *settings, *small]
     assert main(["train", "folder", "--data", str(folder), *run]) == 2
     assert "set data.multiple to a multiple of it" in capsys.readouterr().err
-    assert main(["train", "latent", "--data", str(folder), "--run", str(tmp_path / "l"), "--set", "data.buckets=3"]) == 2
+    assert (
+        main(["train", "latent", "--data", str(folder), "--run", str(tmp_path / "l"), "--set", "data.buckets=3"]) == 2
+    )
     assert "latents have one shape, but data.buckets is 3" in capsys.readouterr().err
     assert not (tmp_path / "l").exists()

@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             ("mm-S", 384, 12),
             ("mm-B", 768, 12),
             ("mm-L", 1024, 24),
-            ("mm-2B", 1536, 24),
+            ("mm-2B", 1536, 36),
         )
         for patch in (1, 2, 4, 8)
     },

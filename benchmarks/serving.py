@@ -117,7 +117,11 @@ def furthest(pipeline: Pipeline, seen: Seen, each: int, prompts: list[str]) -> i
 def main(run: str, seconds: float = 60.0) -> None:
     pipeline = Pipeline.load(run)
     served = Served(pipeline, "x")
-    prompts = ["a red 7", "a blue 3 above a green 5"] if served.takes_prompts else list(pipeline.class_names) or [""]
+    prompts = (
+        ["a red 7 in the top left", "a blue 3 above a green 5"]
+        if served.takes_prompts
+        else list(pipeline.class_names) or [""]
+    )
     result: dict[str, object] = {"clients": CLIENTS, "seconds": seconds, "steps": STEPS, "guidance": GUIDANCE}
     offline(pipeline, prompts[0])  # warms up
     for each in (1, 4):

@@ -356,7 +356,41 @@ def pictures(result: dict) -> str:
     return "\n\n".join([*parts, f"`{result['command']}` on {where(result['machine'])}."])
 
 
+def serving(result: dict) -> str:
+    loads = [(each, result[f"{each}_a_request"]) for each in (1, 4)]
+    rows = [
+        [
+            str(each),
+            f"{found['requests']:,}",
+            str(found["failures"]),
+            f"{found['pictures_a_second']:.1f}",
+            f"{found['offline_pictures_a_second']:.1f}",
+            f"{found['of_offline']:.0%}",
+            f"{found['p50_seconds']:.2f}",
+            f"{found['p99_seconds']:.2f}",
+            str(found["furthest_grey_levels"]),
+        ]
+        for each, found in loads
+    ]
+    header = [
+        "pictures a request",
+        "answers",
+        "failures",
+        "pictures/s",
+        "the library alone",
+        "share",
+        "p50, s",
+        "p99, s",
+    ]
+    ways = f"{result['clients']} clients for {result['seconds']:g} s, {result['steps']} Euler steps"
+    return (
+        f"{table([*header, 'grey levels off'], rows)}\n\n{ways}, w = {result['guidance']:g}. "
+        f"`{result['command']}` on {where(result['machine'])}."
+    )
+
+
 TABLES = {
+    "serving": serving,
     "pictures": pictures,
     "adherence": adherence,
     "latents": latents,

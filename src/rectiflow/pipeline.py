@@ -101,9 +101,9 @@ class Pipeline:
             made, given = self.decode(last, request).cpu(), request.given(torch.arange(*part))
             return made if given is None else self.degradation.put_back(made, given)
 
-        if self._device.type == "cpu":
-            return Samples(torch.cat(over_cores(pictures, bounds)), labels)
-        return Samples(torch.cat([pictures(part) for part in bounds]), labels)
+        on_cpu = self._device.type == "cpu"
+        made = over_cores(pictures, bounds) if on_cpu else [pictures(part) for part in bounds]
+        return Samples(torch.cat(made), labels, self.prompts(request) if self.takes_prompts else ())
 
     def decode(self, state: State, request: Request) -> Tensor:
         """The pictures of a state of sampling, float32 B×C×H×W in about [−1, 1]."""

@@ -140,7 +140,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures, float32 N×C×H×W in about [−1, 1], and their labels (int64 N; −1 for an unconditional model)."""
+    """What a model made.
+
+    Args:
+        pixels: float32 N×C×H×W in about [−1, 1].
+        labels: int64 N; −1 for a model without classes.
+        prompts: N of them; empty for a model that takes none.
+    """
 
     pixels: Tensor
     labels: Tensor
+    prompts: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Byte pairs: every text goes in and comes out, the same captions give the same tokens."""
 
+import json
 import logging
 
 import pytest
@@ -122,3 +123,19 @@ def test_saved_and_loaded_by_hash(tmp_path):
         Tokens.load(record, tmp_path, hashes)
     with pytest.raises(InputError, match="missing"):  # nothing outside the model folder is read
         Tokens.load(record.model_copy(update={"file": "../tokenizer-3.json"}), tmp_path, hashes)
+
+
+def test_byte_pairs_are_learned_from_all_captions_of_a_picture(tmp_path):
+    from rectiflow.__main__ import main
+    from rectiflow.pipeline import Pipeline
+    from tests.data.test_folder import picture
+
+    rows = [{"file_name": f"{i}.png", "text": ["a hill", "zeppelin zeppelin zeppelin"]} for i in range(24)]
+    for i in range(24):
+        picture(tmp_path / "data" / f"{i}.png", ("red", "green", "blue")[i % 3], (8, 8 + i % 2))
+    (tmp_path / "data" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["latent=null", "network={patch: 8, width: 32, depth: 1, heads: 1}", "data.size=8", "steps=1", "batch=4"]
+    settings = [*small, "precision=float32", "every={preview: 0, held_out: 0}"]
+    folder = ["--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")]
+    assert main(["train", "text", *folder, "--set", *settings]) == 0
+    assert int(Pipeline.load(tmp_path / "run").encoders[0](["zeppelin"]).mask.sum()) == 1

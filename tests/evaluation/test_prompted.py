@@ -8,8 +8,12 @@ from transformers import CLIPImageProcessor
 
 from rectiflow.__main__ import main
 from rectiflow.base.errors import InputError
+from rectiflow.data.builtin import digits
+from rectiflow.data.scenes import Scenes
 from rectiflow.evaluation.clip_score import clip_score
+from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import features
+from rectiflow.evaluation.scores import drawn
 from rectiflow.models.folder import SHIPPED, find_model
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
@@ -70,6 +74,17 @@ def test_the_clip_score_is_the_cosine_of_two_features(clip):
         expected = 100 * torch.cosine_similarity(by(pixels[i : i + 1]), told.double()).clamp_min(0)
         torch.testing.assert_close(found[i : i + 1], expected, atol=1e-3, rtol=1e-4)
     assert not getattr(features("pixels", None), "reads", False)
+
+
+def test_every_sample_keeps_its_prompt_where_there_are_fewer_captions_than_samples(run):
+    pipeline, few = Pipeline.load(run), Scenes(digits().held_out, "held out", 5)
+    samples, _ = drawn(pipeline, few, EvaluateConfig(count=23, steps=1))
+    captions = few.captions(torch.arange(5))
+    whole = pipeline.sample(Request(prompts=captions, count=5, steps=1))
+    assert len(samples.prompts) == 23
+    for pixels, prompt in zip(samples.pixels, samples.prompts, strict=True):
+        nearest = int((whole.pixels - pixels).abs().flatten(1).amax(1).argmin())
+        assert whole.prompts[nearest] == captions[nearest // 5] == prompt
 
 
 def test_adherence_of_what_takes_no_prompts_is_refused(tmp_path, capsys):

@@ -73,7 +73,10 @@ class Condition:
 
     def null(self) -> "Condition":
         """What guidance leads away from: `against`, or the null condition ∅ for each sample."""
-        return self.against or self.drop(torch.ones_like(self.labels, dtype=torch.bool))
+        # Not by `or`: conditions of no samples are false.
+        if self.against is not None:
+            return self.against
+        return self.drop(torch.ones_like(self.labels, dtype=torch.bool))
 
     def drop(self, mask: Tensor) -> Self:
         """Replace by ∅ where `mask` (bool B) holds: condition dropout."""

@@ -23,7 +23,7 @@ class Sample:
     """Make pictures with a trained model; with an autoencoder by itself, pictures of its own prior, without a flow.
 
     Args:
-        run: A run folder or a model folder.
+        run: A run folder, a model folder, ORG/NAME on the Hugging Face hub, or scenes, which ships with the package.
         out: Where to: X.png is a grid with a row for each class, X.npz holds arr_0 (uint8 N×H×W×C) and arr_1 (labels),
             anything else is a folder with one PNG each and metadata.jsonl.
         classes: Names of classes; all of them if left out.

@@ -23,7 +23,7 @@ class Serve:
     Authorization: Bearer TOKEN, of the page as a password.
 
     Args:
-        run: A run folder, a model folder, or ORG/NAME on the Hugging Face hub.
+        run: A run folder, a model folder, ORG/NAME on the Hugging Face hub, or scenes, which ships with the package.
         host: Address to listen at; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from everywhere.
         port: Port; 0 takes a free one.
         name: What clients call the model; the name of the run if left out.

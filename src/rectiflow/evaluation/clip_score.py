@@ -34,18 +34,16 @@ def clip_score(encoder: LocalEncoder, pixels: Tensor, captions: Sequence[str]) -
     return 100 * torch.cosine_similarity(encoder(pixels), torch.cat(parts).double()).clamp_min(0)
 
 
-def clip_scores(
-    by: Features, samples: Samples, captions: Sequence[str], data: ImageSet, seed: int
-) -> dict[str, float] | None:
-    """Mean CLIP score of samples and of as many held-out pictures; None without captions or without a whole CLIP.
+def clip_scores(by: Features, samples: Samples, data: ImageSet, seed: int) -> dict[str, float] | None:
+    """Mean CLIP score of samples and of as many held-out pictures; None without prompts or without a whole CLIP.
 
     Args:
         by: what pictures are compared by.
-        samples: made for `captions`.
-        captions: their prompts.
+        samples: what is scored, with their prompts.
         data: whose held-out pictures stand beside them.
         seed: chooses these.
     """
+    captions = samples.prompts
     if not isinstance(by, LocalEncoder) or not by.reads or not any(captions):
         return None
     real, _ = some(data.held_out, seed, len(captions))

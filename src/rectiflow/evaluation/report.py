@@ -21,7 +21,7 @@ from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
 from rectiflow.evaluation.prompted import prompted, refuse_unread
 from rectiflow.evaluation.restoration import restoration
-from rectiflow.evaluation.scores import drawn, drawn_prompts, real_scores, scores
+from rectiflow.evaluation.scores import drawn, real_scores, scores
 from rectiflow.pipeline import Pipeline
 from rectiflow.sampling.solvers import solver
 
@@ -74,9 +74,7 @@ def evaluate(
         plot_loss(result["loss_by_noise"], out / "loss.png")
     if config.likelihood:
         result["likelihood"] = held_out_likelihood(pipeline, data, LikelihoodRequest(seed=config.seed))
-    if (
-        told := clip_scores(by, samples, drawn_prompts(pipeline, data.held_out, config), data, config.seed)
-    ) is not None:
+    if (told := clip_scores(by, samples, data, config.seed)) is not None:
         result["clip_score"] = told
     if config.adherence:
         result["adherence"] = prompted(pipeline, data, by, config)

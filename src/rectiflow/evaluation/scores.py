@@ -18,11 +18,6 @@ from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request, Samples
 
 
-def drawn_prompts(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> list[str]:
-    """The captions of `images` that samples are drawn for; none for a model that takes no prompts."""
-    return images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
-
-
 def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
     """Samples of every class, as evenly as the count allows, or of the captions of `images`, and what they cost.
 
@@ -30,7 +25,7 @@ def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[S
     """
     if pipeline.picture is not None:
         return _drawn_of_given(pipeline, images, config)
-    prompts = drawn_prompts(pipeline, images, config)
+    prompts = images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
     classes = max(1, len(pipeline.class_names), len(prompts))
     request = Request(
         prompts=prompts,
@@ -48,7 +43,8 @@ def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[S
     evaluations = last.evaluations * (2 if config.guidance else 1)
     # One too many of some classes: those to leave out are drawn, so that no class is last.
     rows = Key(config.seed, "evaluated").permutation(len(samples.labels))[: config.count].sort().values
-    kept = Samples(samples.pixels[rows], samples.labels[rows])
+    told = tuple(samples.prompts[row] for row in rows.tolist()) if samples.prompts else ()
+    kept = Samples(samples.pixels[rows], samples.labels[rows], told)
     cost = {"evaluations": evaluations, "seconds_per_100": round(100 * seconds / len(samples.labels), 3)}
     return kept, cost
 
@@ -63,7 +59,8 @@ def _drawn_of_given(pipeline: Pipeline, images: Images, config: EvaluateConfig) 
         "evaluations": last.evaluations * (2 if config.guidance else 1),
         "seconds_per_100": round(100 * seconds / len(pixels), 3),
     }
-    return Samples(pixels, asked.labels if pipeline.class_names else torch.full_like(asked.labels, -1)), cost
+    labels = asked.labels if pipeline.class_names else torch.full_like(asked.labels, -1)
+    return Samples(pixels, labels, asked.captions if pipeline.takes_prompts else ()), cost
 
 
 def scores(features: Features, made: Tensor, real: Tensor, seed: int) -> dict[str, Any]:

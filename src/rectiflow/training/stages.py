@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -55,7 +56,7 @@ class Latents:
 
 
 def _captions(images: Images) -> list[str]:
-    return images.captions(torch.arange(min(len(images), _READ))) if images.captioned else []
+    return list(islice(images.every_caption(), _READ)) if images.captioned else []
 
 
 def _check_shapes(network: NetworkConfig, data: ImageSet) -> None:

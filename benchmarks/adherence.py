@@ -10,17 +10,22 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import common
+from rectiflow.data.scenes import Scenes
 from rectiflow.data.sets import open_set
+from rectiflow.evaluation.adherence import adherence
 from rectiflow.evaluation.adherence_plot import plot_adherence
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import SmallEncoder
+from rectiflow.evaluation.judge import judge
 from rectiflow.evaluation.prompted import prompted
 from rectiflow.pipeline import Pipeline
+from rectiflow.request import Request
 from rectiflow.training.log import last_metrics
 from rectiflow.training.run import read_run
 
@@ -54,6 +59,23 @@ def keep(home: Path) -> None:
             shutil.copytree(there.parent, home / f"m-{step}")
 
 
+def by_kind(pipeline: Pipeline, scenes: Scenes, w: float) -> dict[str, dict]:
+    """The sweep's prompts at its best w again, those that name places and those that name a relation apart."""
+    asked = scenes.scenes(torch.arange(SWEEP.count))
+    request = Request(
+        prompts=[scene.caption for scene in asked],
+        guidance=w,
+        steps=SWEEP.steps,
+        solver=SWEEP.solver,
+        seed=SWEEP.seed,
+    )
+    pixels, found = pipeline.sample(request).pixels, {}
+    for kind, wanted in (("places", False), ("relations", True)):
+        rows = [i for i, scene in enumerate(asked) if bool(scene.relation) == wanted]
+        found[kind] = asdict(adherence(judge(), pixels[rows], [asked[i] for i in rows]))
+    return found
+
+
 def main(home: Path) -> None:
     if not (home / "scenes" / "evaluation" / "report.json").is_file():
         train(home)
@@ -75,6 +97,8 @@ def main(home: Path) -> None:
         curve.append({"step": int(folder.name[2:]), "minutes": round(minutes, 1), "frechet": row["frechet"], **shares})
         print(curve[-1], flush=True)
     pipeline = Pipeline.load(models[-1])
+    kinds = by_kind(pipeline, data.held_out, best)
+    print(kinds, flush=True)
     common.write(
         "adherence",
         {
@@ -89,6 +113,7 @@ def main(home: Path) -> None:
             },
             "images_per_second": last_metrics(home / "scenes" / "metrics.jsonl").get("images_per_second"),
             "sweep": found,
+            "kinds": kinds,
             "curve": curve,
         },
     )

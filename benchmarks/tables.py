@@ -314,19 +314,23 @@ def autoencoder(result: dict) -> str:
 def adherence(result: dict) -> str:
     found, names = result["sweep"], ("place", "colour", "digit", "whole")
 
-    def shares(row: dict, part: str) -> list[str]:
-        return [f"{row[part][name]['value']:.3f} ± {row[part][name]['error']:.3f}" for name in names]
+    def shares(row: dict) -> list[str]:
+        return [f"{row[name]['value']:.3f} ± {row[name]['error']:.3f}" for name in names]
 
     rows = []
     for part in ("seen", "held_out"):
         rows += [
-            [part.replace("_", "-"), f"w = {row['w']:g}", *shares(row, part), f"{row['frechet']:.2f}"]
+            [part.replace("_", "-"), f"w = {row['w']:g}", *shares(row[part]), f"{row['frechet']:.2f}"]
             for row in found["rows"]
         ]
         rows += [
-            [part.replace("_", "-"), "real, held-out writers: the ceiling", *shares(found["ceiling"], part), ""],
-            [part.replace("_", "-"), "real, training writers", *shares(found["imitation"], part), ""],
+            [part.replace("_", "-"), "real, held-out writers: the ceiling", *shares(found["ceiling"][part]), ""],
+            [part.replace("_", "-"), "real, training writers", *shares(found["imitation"][part]), ""],
         ]
+    for kind, each in result["kinds"].items():
+        for part in ("seen", "held_out"):
+            named = f"w = {found['best_w']:g}, prompts of {kind} alone"
+            rows.append([part.replace("_", "-"), named, *shares(each[part]), ""])
     header = ["combinations", "", "place", "colour", "digit", "whole prompt", "Fréchet distance"]
     curve = [
         [f"{point['minutes']:.0f}", f"{point['step'] * result['batch']:,}"]

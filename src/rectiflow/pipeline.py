@@ -74,7 +74,7 @@ class Pipeline:
     flow: Flow
     flow_config: FlowConfig
     network_config: NetworkConfig
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
     null_trained: bool = False
     autoencoder: Autoencoder = field(default_factory=Identity)
@@ -108,13 +108,13 @@ class Pipeline:
     def decode(self, state: State, request: Request) -> Tensor:
         """The pictures of a state of sampling, float32 B×C×H×W in about [−1, 1]."""
         with torch.no_grad(), autocast(self._device, request.precision):
-            return self.autoencoder.decode(state.x_t, request.size or self.shape[1:]).float()
+            return self.autoencoder.decode(state.x_t, request.size or self.size).float()
 
     def states(self, request: Request, start: int = 0, stop: int | None = None) -> Iterator[State]:
         """Sampling as it goes, for the pictures start … stop−1 of a request: the state at each of the N+1 times."""
         labels = self.labels(request)
         index = torch.arange(len(labels))[start:stop]
-        shape = self._latent_shape(request.size or self.shape[1:])
+        shape = self._latent_shape(request.size or self.size)
         z = self._start(request, index, shape).to(self._device)
         condition = self._asked(request, labels, index)
         flow = self._flow_on(self._path(request.schedule))
@@ -133,6 +133,11 @@ class Pipeline:
             if state is None:
                 return
             yield state
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """H, W of a picture as trained."""
+        return self.shape[-2], self.shape[-1]
 
     @property
     def takes_prompts(self) -> bool:

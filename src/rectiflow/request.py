@@ -107,7 +107,7 @@ class Request:
                 raise InputError(f"a prompt is not UTF-8 from its character {error.start + 1} on.") from error
 
     def check_picture(
-        self, config: PictureConfig | None, shape: tuple[int, int, int], told_more: bool, null_trained: bool
+        self, config: PictureConfig | None, shape: tuple[int, ...], told_more: bool, null_trained: bool
     ) -> None:
         """Nothing, if a model can do with what is given here.
 
@@ -125,7 +125,7 @@ class Request:
                 raise InputError("this model is given no picture beside the noise; leave the picture out.")
             return
         if self.picture is not None:
-            check_given(config, self.picture, (shape[0], *(self.size or shape[1:])))
+            check_given(config, self.picture, (shape[0], *(self.size or shape[-2:])))
         elif not (config.dropout or (null_trained and not told_more)):
             raise InputError(
                 f"this model needs a picture (kind {config.kind}), for it was trained with picture.dropout=0; "

@@ -101,7 +101,7 @@ class Doctor:
         pixels, _ = self._draw(self._images((network.config.in_channels, height, width)))
         return Patient(from_diffusers(network.eval(), parts["scheduler"]), pixels, seed=self.seed)
 
-    def _images(self, shape: tuple[int, int, int]) -> "ImageSet":
+    def _images(self, shape: tuple[int, ...]) -> "ImageSet":
         from rectiflow.cli.runs import data_of
         from rectiflow.data.sets import pictures_in
         from rectiflow.training.run import CONFIG_NAME

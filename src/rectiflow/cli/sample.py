@@ -118,7 +118,7 @@ class Sample:
             seed=self.seed,
             size=self.size,
             precision=self.precision,
-            source=None if self.source is None else self._source(self.size or pipeline.shape[1:], pipeline.shape[0]),
+            source=None if self.source is None else self._source(self.size or pipeline.size, pipeline.shape[0]),
             picture=given,
             null=self.null,
         )
@@ -144,7 +144,7 @@ class Sample:
                 f"a flow in it: rectiflow train latent --autoencoder {self.run} --data DIR"
             )
         config = read_autoencoder_config(model)
-        shape = (config.shape[0], *(self.size or config.shape[1:]))
+        shape = (config.shape[0], *(self.size or config.shape[-2:]))
         space = load_autoencoder(str(model))
         space.network.to(resolve_device(self.device))
         pixels = prior_pictures(space, shape, self.count, self.seed)
@@ -183,7 +183,7 @@ class Sample:
             raise InputError(f"{self.run} is given no picture beside the noise; leave out --picture.")
         from rectiflow.data.given import read_given
 
-        shape = (pipeline.shape[0], *(self.size or pipeline.shape[1:]))
+        shape = (pipeline.shape[0], *(self.size or pipeline.size))
         pictures, names = read_given(self.picture, pipeline.picture, shape)
         return pictures.repeat_interleave(max(1, self.count), 0), names
 

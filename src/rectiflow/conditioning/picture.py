@@ -18,7 +18,7 @@ from rectiflow.conditioning.picture_config import PictureConfig
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL reads a picture as grey
 _LONGEST = 2.0  # of a hidden rectangle: its longer side over the shorter
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 class Degradation(ABC):

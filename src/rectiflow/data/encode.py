@@ -70,7 +70,7 @@ class Note(Config):
     format: int
     fingerprint: dict[str, str]
     shard_size: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     shard: Shard
     sums: Sums
 
@@ -149,7 +149,7 @@ class _Encoder:
         name = f"{part}-{int(index[0]) // self.shard_size:05d}"
         path = self.folder / f"{name}.arrow"
         rows = self._rows(part, images, index, progress)
-        found: list[tuple[tuple[int, int, int], Sums]] = []
+        found: list[tuple[tuple[int, ...], Sums]] = []
         write_aside(path, lambda aside: found.append(_write_blocks(aside, _regrouped(rows))))
         note = Note(
             format=FORMAT,
@@ -253,7 +253,7 @@ def _regrouped(rows: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from held.split(size)
 
 
-def _write_blocks(path: Path, blocks: Iterator[Tensor]) -> tuple[tuple[int, int, int], Sums]:
+def _write_blocks(path: Path, blocks: Iterator[Tensor]) -> tuple[tuple[int, ...], Sums]:
     """An Arrow stream of the blocks; the shape of a row, and the sums of all."""
     first = next(blocks)
     bits, length = first.dtype == torch.bfloat16, first[0].numel()
@@ -265,7 +265,7 @@ def _write_blocks(path: Path, blocks: Iterator[Tensor]) -> tuple[tuple[int, int,
             rows = pa.FixedSizeListArray.from_arrays(pa.array(flat), length)
             stream.write_batch(pa.record_batch([rows], schema=schema))
             sums = _added([sums, _sums(block)])
-    return (first.shape[1], first.shape[2], first.shape[3]), sums
+    return tuple(first.shape[1:]), sums
 
 
 def _sums(block: Tensor) -> Sums:

@@ -102,7 +102,7 @@ class Files(Images):
         for step in range(_NEIGHBOURS):
             path = self.table.data.column("path")[(index + step) % len(self)].as_py()
             try:
-                return decode(content(self.config.dir, path), self.config, self.shape[1:], self.grey, place)
+                return decode(content(self.config.dir, path), self.config, self.size, self.grey, place)
             except Unusable as problem:
                 if path not in self._lost:
                     self._lost.add(path)

@@ -19,7 +19,7 @@ from rectiflow.data.survey import EXTENSIONS
 _PLAIN, _CENTRE = DataConfig(set="folder"), (0.5, 0.5, 1.0)
 
 
-def read_given(path: Path, config: PictureConfig, shape: tuple[int, int, int]) -> tuple[Tensor, tuple[str, ...]]:
+def read_given(path: Path, config: PictureConfig, shape: tuple[int, ...]) -> tuple[Tensor, tuple[str, ...]]:
     """What `Request.picture` is of a picture, or of each in a folder in the order of their names; and their names.
 
     They are resized to cover the size that is wanted of them and cropped to their centre, as training reads pictures.

@@ -15,7 +15,7 @@ class Images(ABC):
     """Labelled pictures of one size, fetched by index. Subclasses are final.
 
     Attributes:
-        shape: C, H, W of what `fetch` gives.
+        shape: C, H, W of what `fetch` gives; C, T, H, W of clips of T frames.
         labels: int64 N; −1 for a picture without a label.
         costly: whether fetching is work that another process should do ahead.
         prepared: whether crops and mirrors are made already, so that `place` chooses among what there is.
@@ -23,7 +23,7 @@ class Images(ABC):
         paired: pictures of the same length and size, each given of the one of its index; None if there are none.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     labels: Tensor
     costly: bool = False
     prepared: bool = False
@@ -32,6 +32,11 @@ class Images(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """H, W."""
+        return self.shape[-2], self.shape[-1]
 
     @abstractmethod
     def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
@@ -118,12 +123,19 @@ class ImageSet:
     report: tuple[tuple[str, int, str], ...] = field(default=())
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """C, H, W of one picture; with buckets, of the one whose proportions are nearest to those of `data.size`."""
+    def shape(self) -> tuple[int, ...]:
+        """C, H, W of one picture, or C, T, H, W of one clip; with buckets, of the picture whose proportions are nearest
+        to those of `data.size`.
+        """
         return self.train.shape
 
     @property
-    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+    def size(self) -> tuple[int, int]:
+        """H, W of one picture or frame."""
+        return self.train.size
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
         """C, H, W of every batch that training may see."""
         return tuple(bucket.images.shape for bucket in self.train.buckets())
 

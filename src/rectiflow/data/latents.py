@@ -84,7 +84,7 @@ class Manifest(Config):
 
     format: int
     fingerprint: dict[str, str]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: Literal["float16", "bfloat16"]
     variants: int
     train: Part
@@ -111,7 +111,7 @@ class Latents(Images):
         self,
         blocks: Sequence[np.ndarray],
         pixels: Images,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         dtype: torch.dtype,
         variants: int,
     ) -> None:

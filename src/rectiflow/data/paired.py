@@ -38,7 +38,7 @@ def with_pairs(data: ImageSet, config: PictureConfig, read_as: DataConfig) -> Im
         raise InputError(
             "picture.kind=paired goes by the names of files, and these data have none; use data.set=folder."
         )
-    changes = {"dir": config.dir, "size": data.shape[1:], "labels": "none", "held_out": 0.0}
+    changes = {"dir": config.dir, "size": data.size, "labels": "none", "held_out": 0.0}
     colour = "grey" if data.shape[0] == 1 else "rgb"
     others = open_folder(DataConfig.parse({**read_as.model_dump(), **changes, "colour": colour}, "picture.dir"))
     where: dict[str, tuple[Files, int]] = {}

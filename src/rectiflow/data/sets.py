@@ -29,13 +29,13 @@ def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
     if config.dir:
         raise InputError(f"the set {config.set} is built in and takes no folder; for your own: rectiflow train folder.")
     data = BUILTIN[config.set]()
-    if config.size is not None and config.height_width != data.shape[1:]:
-        height, width = data.shape[1:]
+    if config.size is not None and config.height_width != data.size:
+        height, width = data.size
         raise InputError(f"data.size is {config.size}, but {config.set} is {height}×{width}; leave it out.")
     return data
 
 
-def open_source(config: DataConfig, shape: tuple[int, int, int], index: Path | None = None) -> ImageSet:
+def open_source(config: DataConfig, shape: tuple[int, ...], index: Path | None = None) -> ImageSet:
     """The pictures of `config.source_dir`, of the shape C×H×W of the data; for `index` see `open_folder`.
 
     Raises:
@@ -46,7 +46,7 @@ def open_source(config: DataConfig, shape: tuple[int, int, int], index: Path | N
 
 def pictures_in(
     folder: str,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     like: DataConfig | None = None,
     labels: str = "none",
     index: Path | None = None,
@@ -65,7 +65,7 @@ def pictures_in(
     """
     from rectiflow.data.folder import open_folder
 
-    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[1:], "labels": labels, "buckets": 1}
+    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[-2:], "labels": labels, "buckets": 1}
     read_as = {**changes, "colour": "grey" if shape[0] == 1 else "rgb"}
     base = like or DataConfig(held_out=0.0)
     return open_folder(DataConfig.parse({**base.model_dump(), **read_as}, "source"), index)

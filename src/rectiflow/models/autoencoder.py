@@ -50,7 +50,7 @@ class AutoencoderModelConfig(Config):
     library_version: str
     conventions: dict[str, str]
     autoencoder: AutoencoderRecord
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     training: dict[str, Any]
     weights: dict[str, str]
 
@@ -99,7 +99,7 @@ def restored(record: AutoencoderRecord, folder: Path, hashes: dict[str, str]) ->
     return LatentSpace(network, torch.tensor(record.mean), torch.tensor(record.deviation))
 
 
-def save_autoencoder(space: LatentSpace, shape: tuple[int, int, int], training: dict[str, Any], folder: Path) -> None:
+def save_autoencoder(space: LatentSpace, shape: tuple[int, ...], training: dict[str, Any], folder: Path) -> None:
     """Write an autoencoder as a model folder, whole or not at all.
 
     Raises:
@@ -213,7 +213,7 @@ def digest(autoencoder: Autoencoder) -> str:
     return found.hexdigest()
 
 
-def prior_pictures(space: LatentSpace, shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
+def prior_pictures(space: LatentSpace, shape: tuple[int, ...], count: int, seed: int) -> Tensor:
     """Pictures decoded from the VAE's own prior l ~ N(0, I), which its encoder's latents only resemble.
 
     Args:

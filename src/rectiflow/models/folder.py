@@ -77,7 +77,7 @@ class ModelConfig(Config):
     texts: tuple[TextRecord, ...] = ()
     picture: PictureConfig | None = None
     null_trained: bool
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     training: dict[str, Any]
     weights: dict[str, str]
 

@@ -85,8 +85,8 @@ class Engine:
             Closing: the engine is shutting down.
         """
         pictures = len(self.pipeline.labels(request))
-        height, width = request.size or self.pipeline.shape[1:]
-        area = max(1, math.ceil(height * width / math.prod(self.pipeline.shape[1:])))
+        height, width = request.size or self.pipeline.size
+        area = max(1, math.ceil(height * width / math.prod(self.pipeline.size)))
         if pictures * area > self._share:
             raise InputError(
                 f"{pictures} pictures of {width}x{height} weigh {pictures * area} of the size trained on, more than "

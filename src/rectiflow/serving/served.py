@@ -76,7 +76,7 @@ class Served:
     @property
     def longest_side(self) -> int:
         """Of a picture, in pixels."""
-        return self.limits.side or 2 * max(self.pipeline.shape[1:])
+        return self.limits.side or 2 * max(self.pipeline.size)
 
 
 class Asked(Config):

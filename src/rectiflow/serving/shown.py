@@ -16,7 +16,7 @@ from rectiflow.serving.served import Served
 def settings(served: Served, request: Request) -> dict[str, Any]:
     """What pictures were made with, under the names that a client asks by."""
     one_step = served.pipeline.flow.one_step
-    height, width = request.size or served.pipeline.shape[1:]
+    height, width = request.size or served.pipeline.size
     return {
         "prompt": next(iter([*request.prompts, *map(str, request.classes)]), ""),
         "negative_prompt": request.negative,

@@ -60,7 +60,7 @@ class AutoencoderStage(Stage):
     def __init__(self, config: AutoencoderRunConfig, data: ImageSet, device: torch.device) -> None:
         config = config.model_copy(update={"network": fitted(config.network, data.shape[0])})
         self.config, self.data, self.device = config, data, device
-        check_sides(config.network.factor, data.shape[1:])
+        check_sides(config.network.factor, data.size)
         self.samples_per_step = config.batch
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
@@ -71,7 +71,7 @@ class AutoencoderStage(Stage):
         self.discriminator: Discriminator | None = None
         if config.discriminator.weight:
             asked = config.discriminator
-            layers = most_layers(min(data.shape[1:]), asked.layers)
+            layers = most_layers(min(data.size), asked.layers)
             self.discriminator = Discriminator(data.shape[0], asked.width, layers)
             networks["discriminator"], self.turns = self.discriminator, ("autoencoder", "discriminator")
         self.wrapped: dict[str, Callable[..., Any]] = dict(networks)
@@ -208,7 +208,7 @@ class AutoencoderStage(Stage):
         x = next(self._pictures(self.data.unseen, self.config.preview))
         with torch.no_grad():
             rows = sheet(x, vae.decode(vae.encode(x).mean).float())
-        return grid(to_uint8(rows), 3, screen_scale(*self.data.shape[1:]))
+        return grid(to_uint8(rows), 3, screen_scale(*self.data.size))
 
     def save(self, module: nn.Module, folder: Path, step: int) -> None:
         """Write the autoencoder, with the mean and deviation of its latents on training pictures."""

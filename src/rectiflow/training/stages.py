@@ -62,7 +62,7 @@ def _captions(images: Images) -> list[str]:
 def _check_shapes(network: NetworkConfig, data: ImageSet) -> None:
     """Nothing, if the network divides every shape of a bucket; a single one it will tell of itself."""
     part = network.multiple
-    if any(side % part for shape in data.shapes[1:] for side in shape[1:]):
+    if any(side % part for shape in data.shapes[1:] for side in shape[-2:]):
         raise InputError(
             f"some buckets have sides that the network's {part} does not divide; set data.multiple to a multiple of it."
         )

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 
-SetName = Literal["digits", "digit-scenes", "folder"]
+SetName = Literal["digits", "digit-scenes", "digit-clips", "folder"]
 
 
 class DataConfig(Config):

@@ -65,7 +65,7 @@ class Thing:
     @property
     def is_held_out(self) -> bool:
         """Whether training never shows this digit in this colour: one digit in each colour."""
-        return self.digit == 3 * list(COLOURS).index(self.colour) % 10
+        return self.digit == novel_digit(self.colour)
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,19 @@ class Scene:
         return not any(thing.is_held_out for thing in self.things)
 
 
-_PAIRS = [(digit, colour) for digit in range(10) for colour in COLOURS]
-_SEEN = [pair for pair in _PAIRS if not Thing(*pair, 0).is_held_out]
-_INKS = {name: np.array(colour, dtype=np.float64)[:, None, None] for name, colour in COLOURS.items()}
+def novel_digit(colour: str) -> int:
+    """The digit that training never shows in a colour."""
+    return 3 * list(COLOURS).index(colour) % 10
+
+
+def by_digit(digits: Images) -> list[np.ndarray]:
+    """The ink in [0, 1] of the examples of each digit 0 … 9: n×8×8."""
+    levels = (digits.fetch(torch.arange(len(digits)))[:, 0] + 1) / 2
+    return [levels[digits.labels == digit].numpy() for digit in range(10)]
+
+
+SEEN = [(digit, colour) for digit in range(10) for colour in COLOURS if digit != novel_digit(colour)]
+INKS = {name: np.array(colour, dtype=np.float64)[:, None, None] for name, colour in COLOURS.items()}
 
 
 @final
@@ -114,8 +124,7 @@ class Scenes(Images):
     def __init__(self, digits: Images, part: str, count: int) -> None:
         self.part, self.shape = part, (3, SIDE, SIDE)
         self.labels = torch.full((count,), -1)
-        levels = (digits.fetch(torch.arange(len(digits)))[:, 0] + 1) / 2
-        self._digits = [levels[digits.labels == digit].numpy() for digit in range(10)]
+        self._digits = by_digit(digits)
 
     def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
         """uint8 pictures of the scenes at `index`."""
@@ -127,7 +136,7 @@ class Scenes(Images):
                 examples = self._digits[thing.digit]
                 top = 1 + _CELL * (thing.place // 3) + int(3 * down)
                 left = 1 + _CELL * (thing.place % 3) + int(3 * right)
-                ink = _INKS[thing.colour] * examples[int(which * len(examples))]
+                ink = INKS[thing.colour] * examples[int(which * len(examples))]
                 picture[:, top : top + _DIGIT, left : left + _DIGIT] = ink
         return torch.from_numpy(pixels.round().astype(np.uint8))
 
@@ -147,11 +156,10 @@ class Scenes(Images):
         relation = RELATIONS[int(draws[0] * 4)] if draws[1] < _RELATED else ""
         count = 2 if relation else 1 + int(draws[2] * 3)
         places = _related(relation, draws[3:6]) if relation else _choose(9, count, draws[3:6])
-        things = [Thing(*_SEEN[int(draws[6 + 2 * i] * len(_SEEN))], place) for i, place in enumerate(places)]
+        things = [Thing(*SEEN[int(draws[6 + 2 * i] * len(SEEN))], place) for i, place in enumerate(places)]
         if self.part != "train" and number % 2:
             colour = list(COLOURS)[int(draws[12] * len(COLOURS))]
-            novel = next(d for d in range(10) if Thing(d, colour, 0).is_held_out)
-            things[int(draws[13] * count)] = Thing(novel, colour, places[int(draws[13] * count)])
+            things[int(draws[13] * count)] = Thing(novel_digit(colour), colour, places[int(draws[13] * count)])
         return Scene(tuple(things), relation)
 
 

@@ -1,10 +1,12 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digit_scenes, digits
 from rectiflow.data.config import DataConfig
-from rectiflow.data.images import to_float
+from rectiflow.data.images import InMemory, to_float
 from rectiflow.data.loader import Loader
 from rectiflow.data.order import batch_indices, bucket_indices
 
@@ -82,3 +84,70 @@ def test_captions_are_those_of_the_rows():
     assert torch.equal(batch.pixels, to_float(data.fetch(batch.index)))
     plain = Loader(digits().train, DataConfig(), 16, 10, 0)(3)
     assert plain.captions == ("",) * 16
+
+
+def clips(count=12, frames=5, stills=None):
+    """Clip i has the value i in frame 0 and 100 in the others."""
+    pixels = torch.full((count, 1, frames, 2, 3), 100.0)
+    pixels[:, :, 0] = torch.arange(count).reshape(-1, 1, 1, 1)
+    held = InMemory(pixels, torch.arange(count))
+    held.stills = stills
+    return held
+
+
+def test_steps_of_stills_have_the_share_asked_for_and_are_the_first_frames():
+    """In 400 steps a share of 0.2 is 80 ± 8 (one standard deviation)."""
+    loader = Loader(clips(), DataConfig(frames=5, stills=0.2), 4, 400, 0)
+    batches = [loader(step) for step in range(400)]
+    still = [batch for batch in batches if batch.pixels.shape[2] == 1]
+    assert 50 < len(still) < 110
+    for batch in still:
+        assert torch.equal(batch.pixels[:, 0, 0, 0, 0].long(), batch.index)
+    whole = Loader(clips(), DataConfig(frames=5, stills=0.0), 4, 400, 0)
+    for step, batch in enumerate(batches):
+        other = whole(step)
+        assert torch.equal(batch.index, other.index)
+        assert torch.equal(batch.pixels, other.pixels[:, :, : batch.pixels.shape[2]])
+    assert torch.equal(loader(7).pixels, batches[7].pixels)
+
+
+def test_a_set_of_clips_with_stills_gives_those():
+    stills = clips(7, 1)
+    loader = Loader(clips(stills=stills), DataConfig(frames=5, stills=1.0), 4, 10, 0)
+    for step in range(10):
+        batch = loader(step)
+        assert batch.pixels.shape == (4, 1, 1, 2, 3)
+        assert int(batch.index.max()) < 7
+        assert torch.equal(batch.pixels[:, 0, 0, 0, 0].long(), batch.labels)
+
+
+def test_pictures_have_no_steps_of_stills():
+    config = DataConfig(stills=1.0)
+    assert Loader(digits().train, config, 4, 10, 0)(3).pixels.shape == (4, 1, 8, 8)
+
+
+def test_a_mirrored_clip_is_mirrored_in_all_frames():
+    held = clips()
+    held.pixels = torch.arange(3.0).expand(12, 1, 5, 2, 3)
+    loader = Loader(held, DataConfig(frames=5, flip=True, stills=0.0), 32, 10, 0)
+    rows = loader(0).pixels[:, 0, :, :, 0]
+    assert all(len(clip.unique()) == 1 for clip in rows)
+    assert rows[:, 0, 0].unique().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"frames": 16}, "nearest is 17"),
+        ({"frames": 6}, "nearest is 5"),
+        ({"frames": 0}, "frames"),
+        ({"rate": 0}, "greater than 0"),
+        ({"stills": 1.5}, "less than or equal to 1"),
+        ({"frames": 17, "set": "folder", "size": 32, "buckets": 3}, "do not go with buckets"),
+        ({"frames": 17, "set": "folder", "source_dir": "x"}, "do not go with source_dir"),
+    ],
+)
+def test_settings_of_clips_that_do_not_fit(settings, words):
+    with pytest.raises(InputError, match=words) as caught:
+        DataConfig.parse(settings, "data")
+    assert "\n" not in str(caught.value)

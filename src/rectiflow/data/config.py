@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
@@ -43,6 +43,9 @@ class DataConfig(Config):
         multiple: of which the sides of all buckets are whole multiples: the network's patch, times the factor of the
             autoencoder.
         smallest_bucket: pictures to train on below which a bucket is merged with the nearest.
+        frames: T of a clip, 1 + 4k; 1 is pictures.
+        rate: frames a second at which a clip is sampled, > 0; None is each file's own.
+        stills: share of the steps of training whose batch is of single frames, in [0, 1]; only if `frames` > 1.
     """
 
     set: SetName = "digits"
@@ -66,6 +69,9 @@ class DataConfig(Config):
     buckets: int = Field(1, ge=1)
     multiple: int = Field(8, ge=1)
     smallest_bucket: int = Field(64, ge=1)
+    frames: int = Field(1, ge=1)
+    rate: float | None = Field(None, gt=0)
+    stills: float = Field(0.2, ge=0, le=1)
 
     @model_validator(mode="after")
     def _size_is_positive(self) -> Self:
@@ -86,6 +92,21 @@ class DataConfig(Config):
         if self.buckets > 1 and (self.crop == "none" or self.scale is not None or self.source_dir):
             other = "source_dir" if self.source_dir else "scale" if self.scale else "crop=none"
             raise ValueError(f"buckets={self.buckets} do not go with {other}; leave out one of them")
+        return self
+
+    @field_validator("frames")
+    @classmethod
+    def _frames_fit(cls, frames: int) -> int:
+        if (frames - 1) % 4:
+            nearest = 1 + 4 * round((frames - 1) / 4)
+            raise ValueError(f"a clip has 1 + 4k frames (1, 5, 9, 13, 17, …), the nearest is {nearest}")
+        return frames
+
+    @model_validator(mode="after")
+    def _clips_fit(self) -> Self:
+        other = "buckets" if self.buckets > 1 else "source_dir" if self.source_dir else ""
+        if self.frames > 1 and other:
+            raise ValueError(f"clips (frames={self.frames}) do not go with {other}; leave out one of them")
         return self
 
     def refuse_buckets(self, what: str) -> None:

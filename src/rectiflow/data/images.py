@@ -21,6 +21,7 @@ class Images(ABC):
         prepared: whether crops and mirrors are made already, so that `place` chooses among what there is.
         captioned: whether any picture has a caption.
         paired: pictures of the same length and size, each given of the one of its index; None if there are none.
+        stills: single frames that the set has beside its clips, of shape C, 1, H, W; None if there are none.
     """
 
     shape: tuple[int, ...]
@@ -29,6 +30,7 @@ class Images(ABC):
     prepared: bool = False
     captioned: bool = False
     paired: "Images | None" = None
+    stills: "Images | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,17 +89,16 @@ def to_float(pixels: Tensor) -> Tensor:
 
 @final
 class InMemory(Images):
-    """Pictures held as one tensor.
+    """Pictures or clips held as one tensor.
 
     Args:
-        pixels: float32 N×C×H×W in [−1, 1].
+        pixels: float32 N×C×H×W or N×C×T×H×W in [−1, 1].
         labels: int64 N.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         self.pixels, self.labels = pixels, labels
-        channels, height, width = pixels.shape[1:]
-        self.shape = (channels, height, width)
+        self.shape = tuple(pixels.shape[1:])
 
     def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
         """The pictures at `index`."""

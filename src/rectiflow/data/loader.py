@@ -15,19 +15,21 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.config import DataConfig
 from rectiflow.data.images import Images, to_float
-from rectiflow.data.order import bucket_indices
+from rectiflow.data.order import batch_indices, bucket_indices
 
 _LOG = logging.getLogger("rectiflow")
+_FIRST = torch.zeros(1, dtype=torch.int64)
 
 
 class Batch(NamedTuple):
     """One step's samples.
 
     Attributes:
-        pixels: float32 B×C×H×W in [−1, 1]; H and W are those of one of `Images.buckets`.
+        pixels: float32 B×C×H×W in [−1, 1]; H and W are those of one of `Images.buckets`. Of clips B×C×T×H×W, and
+            B×C×1×H×W at the steps of stills.
         labels: int64 B; −1 for a picture without a label.
         captions: B of them; empty where there is none.
-        index: int64 B, the rows of the set.
+        index: int64 B, the rows of the set, or of its stills.
     """
 
     pixels: Tensor
@@ -52,22 +54,36 @@ class _Batches(Dataset["Batch | str"]):
             return str(error)
 
     def _batch(self, step: int) -> Batch:
+        still = self._is_of_stills(step)
+        if still and self.images.stills is not None:
+            index = batch_indices(step, self.batch, len(self.images.stills), self.seed, "order of stills")
+            return self._fetched(step, index, self.images.stills, self.images.stills)
         number, rows = bucket_indices(step, self.batch, self.counts, self.seed)
-        index, images = self.buckets[number].rows[rows], self.buckets[number].images
+        bucket = self.buckets[number]
+        batch = self._fetched(step, bucket.rows[rows], self.images, bucket.images)
+        # A causal autoencoder makes the first frame of latents of the first frame of pixels alone.
+        return batch._replace(pixels=batch.pixels[:, :, :1].clone()) if still else batch
+
+    def _is_of_stills(self, step: int) -> bool:
+        is_clip = len(self.images.shape) == 4 and self.images.shape[1] > 1
+        return is_clip and float(Key(self.seed, "training still", step).uniform(_FIRST)) < self.config.stills
+
+    def _fetched(self, step: int, index: Tensor, images: Images, at: Images) -> Batch:
+        """The rows `index` of `images`, fetched `at` one shape."""
         # Crops and mirrors are keyed by the step and the place in the batch, like every other draw.
         draws = Key(self.seed, "training crop", step).uniform(torch.arange(self.batch), (4,))
-        wanders = self.config.crop == "random" or self.images.prepared
-        pixels = images.fetch(index, draws[:, [0, 1, 3]] if wanders else None)
-        if self.config.flip and not self.images.prepared:
-            mirrored = draws[:, 2, None, None, None] < 0.5
+        wanders = self.config.crop == "random" or images.prepared
+        pixels = at.fetch(index, draws[:, [0, 1, 3]] if wanders else None)
+        if self.config.flip and not images.prepared:
+            mirrored = (draws[:, 2] < 0.5).reshape(-1, *(1,) * (pixels.dim() - 1))
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        return Batch(pixels, self.images.labels[index], self._captions(step, index), index)
+        return Batch(pixels, images.labels[index], self._captions(step, index, images), index)
 
-    def _captions(self, step: int, index: Tensor) -> tuple[str, ...]:
-        if not self.images.captioned:
+    def _captions(self, step: int, index: Tensor, images: Images) -> tuple[str, ...]:
+        if not images.captioned:
             return ("",) * len(index)
         choice = Key(self.seed, "training caption", step).uniform(torch.arange(self.batch))
-        return tuple(self.images.captions(index, choice))
+        return tuple(images.captions(index, choice))
 
 
 @final
@@ -102,7 +118,7 @@ class Loader:
     def __init__(self, images: Images, config: DataConfig, batch: int, steps: int, seed: int) -> None:
         self._batches, self._steps = _Batches(images, config, batch, seed), steps
         asked = max(1, (os.cpu_count() or 1) // 2) if config.workers is None else config.workers
-        self._workers = asked if images.costly else 0
+        self._workers = asked if images.costly or (images.stills is not None and images.stills.costly) else 0
         self._tell_small_buckets(batch)
         self._next = -1
         self._iterator: Iterator[Batch | str] = iter(())

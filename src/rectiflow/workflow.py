@@ -207,17 +207,16 @@ def encode(space: LatentSpace, data: ImageSet, folder: Path, config: RunConfig, 
         task = bar.add_task("encoding", total=None)
         manifest = encode_set(
             data,
-            lambda x: space.moments(x.to(device)),
+            lambda x: space.stored_moments(x.to(device)),
             folder,
             cache,
             config.data,
             made_by,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-    channels, height, width = manifest.shape
+    shape = "×".join(map(str, (manifest.shape[0] // 2, *manifest.shape[1:])))
     console.print(
-        f"latents: {manifest.train.pictures} pictures, {manifest.held_out.pictures} held out, "
-        f"{channels // 2}×{height}×{width} in {folder}",
+        f"latents: {manifest.train.pictures} pictures, {manifest.held_out.pictures} held out, {shape} in {folder}",
         highlight=False,
         soft_wrap=True,
     )

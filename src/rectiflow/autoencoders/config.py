@@ -1,7 +1,7 @@
 """Settings and presets of autoencoders. Never imports torch."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,7 @@ class AutoencoderConfig(Config):
         linear: a linear code of patches f×f beside the convolutions, which then learn what it lacks, begun as the best
             one of the data; a model that diffusers knows has none.
         quantised: 1×1 convolutions around the latents, as in SD and SDXL; SD3 and FLUX have none.
+        temporal: frames to each frame of latents but the first, which is of the first frame alone; 1 is of pictures.
     """
 
     channels: int | None = Field(None, ge=1, le=2**12)
@@ -41,6 +42,7 @@ class AutoencoderConfig(Config):
     attention: bool = True
     linear: bool = False
     quantised: bool = False
+    temporal: Literal[1, 2, 4] = 1
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
@@ -52,6 +54,17 @@ class AutoencoderConfig(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _time_fits(self) -> Self:
+        if self.temporal > self.factor:
+            raise ValueError(
+                f"temporal {self.temporal} is halved beside the shrinks of the sides, of which there are "
+                f"{len(self.multipliers) - 1}; use more multipliers or a smaller temporal"
+            )
+        if self.temporal > 1 and self.linear:
+            raise ValueError("a linear code is of pictures; with temporal above 1 set linear=false")
+        return self
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
@@ -61,6 +74,11 @@ class AutoencoderConfig(Config):
     def factor(self) -> int:
         """f = 2^(levels−1), by which the latents are smaller than the picture on each side."""
         return 2 ** (len(self.multipliers) - 1)
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """C′×⌈H/f⌉×⌈W/f⌉ of a picture C×H×W; of a clip C×T×H×W C′×(1+(T−1)/temporal)×⌈H/f⌉×⌈W/f⌉."""
+        time = [1 + (frames - 1) // self.temporal for frames in shape[1:-2]]
+        return (self.latent_channels, *time, *(-(-side // self.factor) for side in shape[-2:]))
 
 
 def overlay(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +105,33 @@ def fitted(config: AutoencoderConfig, channels: int) -> AutoencoderConfig:
             f"network.channels is {config.channels}, but the data have {channels}; set network.channels={channels}."
         )
     return config.model_copy(update={"channels": channels})
+
+
+def check_frames(temporal: int, shape: Sequence[int]) -> None:
+    """Nothing, if an autoencoder of this temporal factor takes pictures C×H×W or clips C×T×H×W of this shape.
+
+    Raises:
+        InputError: pictures to one of clips, clips to one of pictures, or T that is not 1+temporal·k.
+    """
+    if temporal == 1:
+        if len(shape) != 3:
+            raise InputError(
+                f"the autoencoder is of pictures C×H×W, received {'×'.join(map(str, shape))}; use one of clips "
+                "(network.temporal=4), or pictures (data.frames=1)."
+            )
+        return
+    if len(shape) != 4:
+        raise InputError(
+            f"the autoencoder is of clips C×T×H×W, received {'×'.join(map(str, shape))}; give a picture as a clip of "
+            "one frame (data.frames above 1 does), or use an autoencoder of pictures."
+        )
+    frames = shape[1]
+    if frames < 1 or (frames - 1) % temporal:
+        nearest = 1 + temporal * max(0, round((frames - 1) / temporal))
+        raise InputError(
+            f"the autoencoder takes clips of 1+{temporal}k frames, received {frames}; the nearest is {nearest}: set "
+            f"data.frames={nearest}."
+        )
 
 
 def check_sides(factor: int, size: tuple[int, int]) -> None:

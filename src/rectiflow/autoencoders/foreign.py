@@ -88,9 +88,11 @@ def write_foreign(space: LatentSpace, folder: Path) -> None:
     log-variances to [−30, 20] after these convolutions, `LatentSpace` before it normalises.
 
     Raises:
-        InputError: an autoencoder with a linear code, which that layout lacks; the folder holds something else, or the
-            disk is full or read-only; what was there is kept.
+        InputError: an autoencoder of clips, or with a linear code, which that layout lacks; the folder holds something
+            else, or the disk is full or read-only; what was there is kept.
     """
+    if space.temporal > 1:
+        raise InputError(f"this autoencoder is of clips, which {CLASS} knows nothing of; export one of pictures.")
     if space.network.config.linear:
         raise InputError(
             f"this autoencoder has a linear code beside its convolutions, which {CLASS} lacks; train one to export "

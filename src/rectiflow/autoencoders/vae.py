@@ -1,6 +1,7 @@
 """The variational autoencoder: convolutions to a smaller picture of more channels, and back."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,16 @@ from rectiflow.networks.unet_layers import zeroed
 
 _EPSILON = 1e-6
 _LOG_VARIANCE = -8.0  # of the posterior at first
+
+
+class Between(Protocol):
+    """What stands between the layers of an encoder or a decoder, if anything does."""
+
+    def mix(self, frames: Tensor, block: int) -> Tensor:
+        """After residual block number `block`, or −1 for the middle: B×C×H×W to the same."""
+
+    def scale(self, frames: Tensor, level: int) -> Tensor:
+        """After the shrink or growth number `level`: B×C×H×W to B′×C×H×W."""
 
 
 class Residual(nn.Module):
@@ -105,15 +116,19 @@ class Encoder(nn.Module):
         self.norm_out = NormSiLU(config.groups, widths[-1], _EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, between: Between | None = None) -> Tensor:
         """B×C×H×W to B×2C′×H/f×W/f."""
         h = self.conv_in(x)
         for index, block in enumerate(self.blocks):
             level, place = divmod(index, self.per_level)
             if level and place == 0:
                 h = self.shrink[level - 1](F.pad(h, (0, 1, 0, 1)))
+                h = h if between is None else between.scale(h, level - 1)
             h = block(h)
-        out: Tensor = self.conv_out(self.norm_out(self.middle(h)))
+            h = h if between is None else between.mix(h, index)
+        h = self.middle(h)
+        h = h if between is None else between.mix(h, -1)
+        out: Tensor = self.conv_out(self.norm_out(h))
         return out
 
 
@@ -141,16 +156,19 @@ class Decoder(nn.Module):
         self.norm_out = NormSiLU(config.groups, widths[-1], _EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.channels or 0, 3, padding=1)
 
-    def forward(self, latents: Tensor, draft: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, draft: Tensor | None = None, between: Between | None = None) -> Tensor:
         """B×C′×h×w, and with a linear code what that makes of them, B×C×fh×fw, to B×C×fh×fw."""
         h = self.middle(self.conv_in(latents))
+        h = h if between is None else between.mix(h, -1)
         for index, block in enumerate(self.blocks):
             level, place = divmod(index, self.per_level)
             if level and place == 0:
                 h = self.grow[level - 1](h)
+                h = h if between is None else between.scale(h, level - 1)
             if self.see is not None and draft is not None and index == len(self.blocks) - self.per_level:
                 h = h + self.see(draft)
             h = block(h)
+            h = h if between is None else between.mix(h, index)
         out: Tensor = self.conv_out(self.norm_out(h))
         return out
 

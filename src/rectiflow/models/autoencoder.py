@@ -10,9 +10,10 @@ from pydantic import model_validator
 from torch import Tensor
 
 from rectiflow.autoencoders.autoencoder import Autoencoder
+from rectiflow.autoencoders.build import build_autoencoder
+from rectiflow.autoencoders.config import check_frames
 from rectiflow.autoencoders.foreign import find_foreign, is_foreign, read_foreign
 from rectiflow.autoencoders.latent_space import LatentSpace
-from rectiflow.autoencoders.vae import VAE
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_folder
@@ -40,7 +41,7 @@ class AutoencoderModelConfig(Config):
         library_version: of rectiflow, that wrote it.
         conventions: as for a model.
         autoencoder: architecture and latent statistics.
-        shape: C, H, W of a picture as trained.
+        shape: C, H, W of a picture, or C, T, H, W of a clip, as trained.
         training: where it comes from (recipe, step); for readers only.
         weights: SHA-256 of each weight file by its name.
     """
@@ -61,6 +62,7 @@ class AutoencoderModelConfig(Config):
             raise ValueError(
                 f"shape {list(self.shape)} does not suit a network of {channels} channels; restore the file"
             )
+        check_frames(self.autoencoder.network.temporal, self.shape)
         return self
 
 
@@ -86,14 +88,14 @@ def restored(record: AutoencoderRecord, folder: Path, hashes: dict[str, str]) ->
             f"received {len(record.mean)} and {len(record.deviation)}; restore the file."
         )
     with torch.device("meta"):
-        numbers = sum(weight.numel() for weight in VAE(record.network).parameters())
+        numbers = sum(weight.numel() for weight in build_autoencoder(record.network).parameters())
     # Before memory is taken: no number is kept in less than a byte.
     if path.is_file() and numbers > path.stat().st_size:
         raise InputError(
             f"{folder / 'config.json'} asks for {numbers} numbers, but {path.name} has {path.stat().st_size} bytes; "
             "restore the two files from one source."
         )
-    network = VAE(record.network)
+    network = build_autoencoder(record.network)
     read_weights(network, folder / AUTOENCODER_WEIGHTS, hashes)
     network.requires_grad_(False).eval()
     return LatentSpace(network, torch.tensor(record.mean), torch.tensor(record.deviation))
@@ -163,7 +165,7 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
     """What the autoencoder in `folder` is, in plain values, without loading its weights."""
     config = read_autoencoder_config(folder)
     with torch.device("meta"):
-        size = sum(p.numel() for p in VAE(config.autoencoder.network).parameters())
+        size = sum(p.numel() for p in build_autoencoder(config.autoencoder.network).parameters())
     return {
         "model": str(folder),
         "kind": "autoencoder",
@@ -172,6 +174,7 @@ def describe_autoencoder(folder: Path) -> dict[str, Any]:
         "parameters": size,
         "picture": "×".join(map(str, config.shape)),
         "factor": config.autoencoder.network.factor,
+        "temporal_factor": config.autoencoder.network.temporal,
         "autoencoder": config.autoencoder.model_dump(),
         "conventions": config.conventions,
         "written_by": f"rectiflow {config.library_version}, format {config.format_version}",
@@ -205,7 +208,10 @@ def digest(autoencoder: Autoencoder) -> str:
     """SHA-256 over all that an autoencoder's latents depend on: weights, architecture, mean and deviation."""
     if not isinstance(autoencoder, LatentSpace):
         return "identity"
-    found = hashlib.sha256(autoencoder.network.config.model_dump_json().encode())
+    config = autoencoder.network.config
+    # Of pictures the digest is what it was before clips were, so that caches stay good.
+    settings = config.model_dump_json(exclude={"temporal"} if config.temporal == 1 else None)
+    found = hashlib.sha256(settings.encode())
     parts = {**autoencoder.network.state_dict(), "mean": autoencoder.mean, "deviation": autoencoder.deviation}
     for name, tensor in sorted(parts.items()):
         found.update(name.encode())
@@ -214,27 +220,28 @@ def digest(autoencoder: Autoencoder) -> str:
 
 
 def prior_pictures(space: LatentSpace, shape: tuple[int, ...], count: int, seed: int) -> Tensor:
-    """Pictures decoded from the VAE's own prior l ~ N(0, I), which its encoder's latents only resemble.
+    """Pictures or clips decoded from the VAE's own prior l ~ N(0, I), which its encoder's latents only resemble.
 
     Args:
         space: the autoencoder.
-        shape: C, H, W of a picture.
+        shape: C, H, W of a picture, or C, T, H, W of a clip.
         count: N.
         seed: picture i depends on (seed, i) alone.
 
     Returns:
-        N×C×H×W in about [−1, 1].
+        N×C×H×W or N×C×T×H×W in about [−1, 1].
 
     Raises:
-        InputError: no pictures, or a side below 1.
+        InputError: no pictures, a side below 1, or a shape that is not the autoencoder's.
     """
     if count < 1 or min(shape) < 1:
-        raise InputError(f"expected a count and sides of at least 1, received {count} and {shape[1]}×{shape[2]}.")
-    index, size = torch.arange(count), (shape[1], shape[2])
-    mean, deviation = (values[:, None, None] for values in (space.mean, space.deviation))
+        raise InputError(f"expected a count and sides of at least 1, received {count} and {shape[-2]}×{shape[-1]}.")
+    check_frames(space.temporal, shape)
+    index, size, latent = torch.arange(count), (shape[-2], shape[-1]), space.latent_shape(shape)
+    mean, deviation = (values.reshape(-1, *[1] * (len(latent) - 1)) for values in (space.mean, space.deviation))
     made = []
     for part in torch.split(index, _CHUNK):
-        latents = Key(seed, "noise").normal(part, space.latent_shape(shape))
+        latents = Key(seed, "noise").normal(part, latent)
         with torch.no_grad():
             made.append(space.decode((latents - mean) / deviation, size).float().cpu())
     return torch.cat(made)

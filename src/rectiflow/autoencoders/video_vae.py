@@ -1,0 +1,108 @@
+"""The causal autoencoder of clips: the one of pictures, frame by frame, with layers along time between its own."""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from rectiflow.autoencoders.config import AutoencoderConfig
+from rectiflow.autoencoders.frames import fold, unfold
+from rectiflow.autoencoders.posterior import Posterior
+from rectiflow.autoencoders.time_layers import Memory, Passage, TimeLayers
+from rectiflow.autoencoders.vae import VAE
+from rectiflow.base.errors import InputError
+
+
+class VideoVAE(nn.Module):
+    """A variational autoencoder of clips of 1+temporal·k frames, to 1+k frames of latents, the first of which is of the
+    first frame alone.
+
+    Nothing looks ahead: latents up to j are a function of frames up to temporal·j, and the other way round. Norms and
+    attention are of a frame, so all that is along time are convolutions, whose memory is a few frames.
+
+    Args:
+        config: its settings, with the channels of the clips and temporal above 1.
+
+    Raises:
+        InputError: the channels are still open.
+    """
+
+    # Factorised, (2+1)-D (Tran et al. 2018): a third more work than the picture network in place of three times as much
+    # by 3-D kernels, and the weights of a picture network are this one's by name.
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        assert config.temporal > 1
+        picture = VAE(config)
+        self.config = config
+        self.encoder, self.decoder = picture.encoder, picture.decoder
+        self.to_moments, self.from_latents = picture.to_moments, picture.from_latents
+        self.encoder_time, self.decoder_time = TimeLayers.of_encoder(config), TimeLayers.of_decoder(config)
+
+    def start_from_image(self, vae: VAE) -> None:
+        """Take the weights of an autoencoder of pictures, whose results clips of one frame then have if time is new.
+
+        Raises:
+            InputError: another layout; the setting that differs is named.
+        """
+        theirs, ours = (config.model_dump(exclude={"temporal"}) for config in (vae.config, self.config))
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise InputError(
+                    f"network.{name} is {value}, but the autoencoder of pictures to start from has {theirs[name]}; "
+                    "set it alike, or start from another."
+                )
+        self.load_state_dict({**self.state_dict(), **vae.state_dict()})
+
+    def encode(self, x: Tensor, memory: Memory | None = None) -> Posterior:
+        """The posterior of clips B×C×T×H×W in [−1, 1]; its parts are B×C′×T′×h×w.
+
+        Args:
+            x: clips, or with a memory the next chunk of them: of 1+temporal·k frames if it is the first, else of
+                temporal·k.
+            memory: of the chunks before; None where x is all.
+        """
+        batch = len(x)
+        moments = self.to_moments(self.encoder(fold(x), Passage(self.encoder_time, batch, memory)))
+        return Posterior.of(unfold(moments, batch))
+
+    def decode(self, latents: Tensor, memory: Memory | None = None) -> Tensor:
+        """Clips B×C×T×fh×fw, in about [−1, 1], of latents B×C′×T′×h×w as the posterior has them.
+
+        Args:
+            latents: all of them, or with a memory the next chunk.
+            memory: of the chunks before; None where these are all.
+        """
+        batch = len(latents)
+        frames = self.decoder(self.from_latents(fold(latents)), None, Passage(self.decoder_time, batch, memory))
+        return unfold(frames, batch)
+
+    def encode_chunks(self, x: Tensor, count: int) -> Iterator[Posterior]:
+        """`encode` in chunks of `count` ≥ 1 frames of latents, in order: equal, in the memory that one chunk takes."""
+        memory, size = Memory(), self.config.temporal * count
+        first = 1 + self.config.temporal * (count - 1)
+        yield self.encode(x[:, :, :first], memory)
+        for start in range(first, x.shape[2], size):
+            yield self.encode(x[:, :, start : start + size], memory)
+
+    def decode_chunks(self, latents: Tensor, count: int) -> Iterator[Tensor]:
+        """`decode` in chunks of `count` ≥ 1 frames of latents, in order: equal, in the memory that one chunk takes."""
+        memory = Memory()
+        for part in latents.split(count, dim=2):
+            yield self.decode(part, memory)
+
+    def forward(self, x: Tensor, draw: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The clips decoded from one draw of their latents, and the moments of these, B×2C′×T′×h×w.
+
+        Args:
+            x: clips, B×C×T×H×W.
+            draw: standard normal, B×C′×T′×h×w.
+            move: what is done to the latents before they are decoded; None is nothing.
+        """
+        posterior = self.encode(x)
+        latents = posterior.sample(draw)
+        return self.decode(latents if move is None else move(latents)), posterior.moments
+
+    @property
+    def last_layers(self) -> tuple[Tensor, ...]:
+        """The kernel that makes the pixels, by whose gradient losses are balanced."""
+        return (self.decoder.conv_out.weight,)

@@ -53,3 +53,13 @@ def test_settings_of_folders_on_a_built_in_set():
     with pytest.raises(InputError, match="digits is 8×8"):
         open_set(DataConfig(set="digits", size=16))
     assert open_set(DataConfig(set="digits", size=8)).shape == (1, 8, 8)
+
+
+def test_frames_of_built_in_sets():
+    """A config of pictures (frames=1) gives the clips of their own length."""
+    assert open_set(DataConfig(set="digit-clips")).shape == (3, 17, 32, 32)
+    assert open_set(DataConfig(set="digit-clips", frames=9)).shape == (3, 9, 32, 32)
+    with pytest.raises(InputError, match="received 33; the nearest is 17"):
+        open_set(DataConfig(set="digit-clips", frames=33))
+    with pytest.raises(InputError, match=r"data.frames is 5, but digits are pictures; leave it out\."):
+        open_set(DataConfig(set="digits", frames=5))

@@ -8,7 +8,7 @@ import torch
 
 from rectiflow.base.errors import InputError, unknown
 from rectiflow.base.files import write_folder
-from rectiflow.data.builtin import BUILTIN
+from rectiflow.data.builtin import BUILTIN, digit_clips
 from rectiflow.data.config import DataConfig
 from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.pictures import to_image, to_uint8
@@ -28,11 +28,19 @@ def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
         return open_folder(config, index)
     if config.dir:
         raise InputError(f"the set {config.set} is built in and takes no folder; for your own: rectiflow train folder.")
-    data = BUILTIN[config.set]()
+    data = _builtin(config)
     if config.size is not None and config.height_width != data.size:
         height, width = data.size
         raise InputError(f"data.size is {config.size}, but {config.set} is {height}×{width}; leave it out.")
     return data
+
+
+def _builtin(config: DataConfig) -> ImageSet:
+    if config.frames == 1:
+        return BUILTIN[config.set]()
+    if config.set == "digit-clips":
+        return digit_clips(config.frames)
+    raise InputError(f"data.frames is {config.frames}, but {config.set} are pictures; leave it out.")
 
 
 def open_source(config: DataConfig, shape: tuple[int, ...], index: Path | None = None) -> ImageSet:

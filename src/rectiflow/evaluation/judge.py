@@ -12,7 +12,7 @@ not seen is then a ceiling of just those readers that read the made pictures.
 """
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -29,10 +29,7 @@ from rectiflow.data.scenes import COLOURS, SIDE, Thing
 
 _WRITERS = (130, 122, 130)  # digits of each held-out writer, in their order
 _CELL, _DIGIT, _MIDDLE = 10, 8, 2  # pixels of a cell, of a digit in it, and of the rim that a neighbour may run into
-_LIT, _INK = (
-    0.25,
-    4.0,
-)  # light from which a pixel counts, and how much in a cell's middle makes an object (real: over 6)
+_LIT, INK = 0.25, 4.0  # light from which a pixel counts, how much in a cell's middle makes an object (real: over 6)
 _BRIGHT, _DIM = 5, 0.4  # bright is a picture's fifth brightest pixel, and at least so much
 _COPIES, _TURN, _SCALE, _SHIFT = 6, 10.0, 0.1, 0.75  # copies of a digit, turned by degrees, scaled by e^±, shifted
 _BINS = 8
@@ -73,20 +70,29 @@ class Judge:
         """
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, SIDE, SIDE):
             raise InputError(f"the judge reads pictures N×3×{SIDE}×{SIDE}, received {tuple(pixels.shape)}.")
-        cells = _cells(pixels)
+        cells = _cells(light_of(pixels))
         number, place = _lit(cells).nonzero(as_tuple=True)
         objects = cells[number, place]
-        colour = _colour(objects)
+        colour = colour_votes(objects).argmax(1)
         names = [list(COLOURS)[i] for i in colour.tolist()]
-        shapes = _gradients(_crop(_ink(objects, colour)))
         readings = []
-        for reader in self._readers:
+        for seen in self.digits(densest(ink_of(objects, colour)).windows):
             found: list[list[Thing]] = [[] for _ in pixels]
-            seen = reader.predict(shapes).tolist() if len(shapes) else []
             for picture, digit, name, where in zip(number.tolist(), seen, names, place.tolist(), strict=True):
                 found[picture].append(Thing(digit, name, where))
             readings.append([tuple(things) for things in found])
         return readings
+
+    def digits(self, windows: Tensor) -> list[list[int]]:
+        """What digit each reader sees in each window of ink, M×8×8: a list for each reader."""
+        if not len(windows):
+            return [[] for _ in self._readers]
+        shapes = _gradients(windows)
+        return [reader.predict(shapes).tolist() for reader in self._readers]
+
+    def digit_votes(self, reader: int, windows: Tensor) -> Tensor:
+        """M×10: how strongly a reader is for each digit in windows of ink, M×8×8, at least one."""
+        return torch.from_numpy(self._readers[reader].decision_function(_gradients(windows)))
 
 
 def judge() -> Judge:
@@ -96,46 +102,70 @@ def judge() -> Judge:
     return Judge([InMemory(*part) for part in zip(every.split(_WRITERS), held_out.labels.split(_WRITERS), strict=True)])
 
 
-def _cells(pixels: Tensor) -> Tensor:
-    """N×9×3×10×10: the light of each place over the background, the median; the bright spots are 1."""
+def light_of(pixels: Tensor) -> Tensor:
+    """The light of pictures N×3×H×W in [−1, 1] over their background, the median; the bright spots are 1."""
     light = (pixels.double().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) / 2
     light = light - light.flatten(2).median(-1).values[..., None, None]
     bright = light.amax(1).flatten(1).topk(_BRIGHT, 1).values[:, -1]
-    light = light / bright.clamp_min(_DIM)[:, None, None, None]
+    return light / bright.clamp_min(_DIM)[:, None, None, None]
+
+
+def _cells(light: Tensor) -> Tensor:
+    """N×9×3×10×10: the light of each place."""
     cells = light[..., 1:-1, 1:-1].unfold(2, _CELL, _CELL).unfold(3, _CELL, _CELL)  # N×3×3×3×10×10
     return cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, 9, 3, _CELL, _CELL)
 
 
 def _lit(cells: Tensor) -> Tensor:
     """N×9: whether there is an object, by the ink in the middle of the cell, which no neighbour's edge reaches."""
-    strongest = cells.amax(2)  # of three noisy channels it lies above each one's background
-    strongest = strongest - strongest.flatten(1).median(-1).values[:, None, None, None]
-    middle = strongest[..., _MIDDLE:-_MIDDLE, _MIDDLE:-_MIDDLE]
-    return torch.where(middle > _LIT, middle, 0.0).sum((-2, -1)) > _INK
+    return lit(cells, 2)[..., _MIDDLE:-_MIDDLE, _MIDDLE:-_MIDDLE].sum((-2, -1)) > INK
 
 
-def _colour(objects: Tensor) -> Tensor:
-    """The colour of each object M×3×10×10: each pixel votes for the nearest one, by its light."""
+def lit(light: Tensor, channels: int) -> Tensor:
+    """The strongest of the channels of N pictures, over their background and where it counts as lit; else 0."""
+    strongest = light.amax(channels)  # of three noisy channels it lies above each one's background
+    background = strongest.flatten(1).median(-1).values
+    strongest = strongest - background.reshape(-1, *[1] * (strongest.dim() - 1))
+    return torch.where(strongest > _LIT, strongest, 0.0)
+
+
+def colour_votes(objects: Tensor) -> Tensor:
+    """M×7: how much each object M×3×h×w is of each colour: each pixel votes for the nearest one, by its light."""
     along = torch.einsum("mchw,kc->mkhw", objects, _HUES)
     strongest, nearest = along.max(1)
     weight = torch.where(strongest > _LIT, strongest, 0.0).flatten(1)
     votes = torch.zeros(len(objects), len(_HUES), dtype=weight.dtype)
-    return votes.scatter_add_(1, nearest.flatten(1), weight).argmax(1)
+    return votes.scatter_add_(1, nearest.flatten(1), weight)
 
 
-def _ink(objects: Tensor, colour: Tensor) -> Tensor:
-    """M×10×10: how much of its colour each pixel holds, by least squares; less noise than in any one channel."""
+def ink_of(objects: Tensor, colour: Tensor) -> Tensor:
+    """M×h×w: how much of its colour each pixel holds, by least squares; less noise than in any one channel."""
     return torch.einsum("mchw,mc->mhw", objects, _HUES[colour]).clamp_min(0)
 
 
-def _crop(ink: Tensor) -> Tensor:
-    """The 8×8 window of most ink in each cell M×10×10; of windows with equal ink the one that it lies in midmost."""
-    windows = ink.unfold(1, _DIGIT, 1).unfold(2, _DIGIT, 1).flatten(1, 2)  # M×9×8×8
+class Densest(NamedTuple):
+    """Windows of most ink.
+
+    Args:
+        windows: M×8×8.
+        corner: int64 M×2, row and column of their top left pixel.
+    """
+
+    windows: Tensor
+    corner: Tensor
+
+
+def densest(ink: Tensor) -> Densest:
+    """The 8×8 window of most ink in each of M×h×w; of windows with equal ink the one that it lies in midmost."""
+    windows = ink.unfold(1, _DIGIT, 1).unfold(2, _DIGIT, 1)
+    columns = windows.shape[2]
+    windows = windows.flatten(1, 2)  # M×9×8×8 of 10×10
     from_middle = torch.arange(_DIGIT, dtype=ink.dtype) - (_DIGIT - 1) / 2
     mass = windows.sum((-2, -1)).clamp_min(1e-9)
     off = [(windows.sum(side) @ from_middle / mass).square() for side in (-1, -2)]
     best = (mass / mass.amax(1, keepdim=True) - 0.01 * (off[0] + off[1])).argmax(1)
-    return windows[torch.arange(len(ink)), best]
+    corner = torch.stack([best // columns, best % columns], 1)
+    return Densest(windows[torch.arange(len(ink)), best], corner)
 
 
 def _reader(writers: Sequence[InMemory]) -> Any:
@@ -143,7 +173,7 @@ def _reader(writers: Sequence[InMemory]) -> Any:
     labels = torch.cat([writer.labels for writer in writers])
     ink = F.pad((pixels[:, 0] + 1) / 2, (1, 1, 1, 1))
     copies = torch.cat([ink, _enlarged(ink.repeat(_COPIES, 1, 1))])
-    return SVC(C=10, gamma=4.0).fit(_gradients(_crop(copies)), labels.repeat(1 + _COPIES).numpy())
+    return SVC(C=10, gamma=4.0).fit(_gradients(densest(copies).windows), labels.repeat(1 + _COPIES).numpy())
 
 
 def _enlarged(ink: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Pipeline:
         # What knows one step alone is given one.
         solver = solver_named("euler" if self.flow.one_step else request.solver, Noise(request.seed, index))
         steps, kind = (1, "uniform") if self.flow.one_step else (solver.intervals(request.steps), request.grid)
-        grid = time_grid(steps, shift_by=flow.shift, kind=kind, schedule=path)
+        grid = time_grid(steps, shift_by=flow.shift_for(shape), kind=kind, schedule=path)
         guide = None if request.guide is None else request.guide._flow_on(self._path(request.schedule))
         guidance = guidance_named(request.guidance_kind, request.guidance, request.interval, guide)
         states = trajectory(flow, path.prior_std * z, grid, solver, condition, guidance)

@@ -20,6 +20,8 @@ class FlowConfig(Config):
         schedule: the path x_t = α(t)x + β(t)z.
         prediction: what the network's output means.
         shift: s > 0 of t' = s·t/(1+(s−1)t), for training and sampling alike; 1 is none.
+        shift_by_size: whether s is multiplied by max(1, √(d/4096)), d the elements of a sample: what has more of them
+            tells more of itself through the same noise, so it is shown more of it.
         exponent: n > 0 of β = tⁿ (polynomial only); 1 is rectified.
         sigma_min: least noise σ_min > 0 (ve only).
         sigma_max: greatest noise σ_max > σ_min (ve only).
@@ -37,6 +39,7 @@ class FlowConfig(Config):
     schedule: ScheduleName = "rectified"
     prediction: PredictionName = "velocity"
     shift: float = Field(1.0, gt=0)
+    shift_by_size: bool = False
     exponent: float = Field(1.0, gt=0)
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)

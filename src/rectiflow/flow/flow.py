@@ -1,6 +1,7 @@
 """A flow: a network together with what its input and its output mean."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -13,6 +14,7 @@ from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.prediction import Prediction, conversion
 from rectiflow.flow.schedule import Rectified, Schedule, schedule
 from rectiflow.flow.source import Gaussian, Source, source
+from rectiflow.flow.times import size_shift
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
@@ -95,11 +97,17 @@ class AbstractFlow(ABC):
         schedule: the path.
         source: what z is drawn from.
         shift: time shift of its sampling grid; 1 is none.
+        shift_by_size: whether the shift grows with the number of elements of a sample.
     """
 
     schedule: Schedule
     source: Source
     shift: float = 1.0
+    shift_by_size: bool = False
+
+    def shift_for(self, shape: Sequence[int]) -> float:
+        """The time shift s for samples of a shape (without the batch), in training and sampling alike; 1 is none."""
+        return self.shift * (size_shift(shape) if self.shift_by_size else 1.0)
 
     @abstractmethod
     def estimate(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
@@ -131,6 +139,7 @@ class Flow(nn.Module, AbstractFlow):
             x_t/√(α²σ_d²+β²), and its output is multiplied by √(a²σ_d²+b²), the root mean square of a prediction whose
             row over (x, z) is (a, b).
         one_step: whether the network gives the average velocity from t = 1 to t = 0 and nothing else.
+        shift_by_size: whether s is multiplied by max(1, √(d/4096)), d the elements of a sample; see `shift_for`.
     """
 
     def __init__(
@@ -142,6 +151,7 @@ class Flow(nn.Module, AbstractFlow):
         shift: float = 1.0,
         sigma_data: float = 0.5,
         one_step: bool = False,
+        shift_by_size: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -151,12 +161,20 @@ class Flow(nn.Module, AbstractFlow):
         self.shift = shift
         self.sigma_data = sigma_data
         self.one_step = one_step
+        self.shift_by_size = shift_by_size
 
     @classmethod
     def build(cls, network: nn.Module, config: FlowConfig) -> Self:
         """The flow of a network under saved conventions."""
         path, z = schedule(config), source(config)
-        return cls(network, path, config.prediction, z, config.shift, config.sigma_data, config.one_step)
+        shift = config.shift, config.sigma_data, config.one_step, config.shift_by_size
+        return cls(network, path, config.prediction, z, *shift)
+
+    def alike(self, network: nn.Module | None = None, source: Source | None = None) -> "Flow":
+        """A flow of the same conventions around another network, from another source, or both."""
+        network, z = network or self.network, source or self.source
+        args = self.prediction, z, self.shift, self.sigma_data, self.one_step, self.shift_by_size
+        return Flow(network, self.schedule, *args)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None, s: float | None = None) -> Estimate:
         """Estimate at x_t (B×…) and t (B or scalar); see `AbstractFlow.estimate`."""

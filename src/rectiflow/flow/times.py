@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -15,6 +16,15 @@ from rectiflow.flow.config import TimesConfig
 def shift(t: Tensor, s: float) -> Tensor:
     """t' = s·t/(1+(s−1)t), for s > 0; 1 is none. Equivalently logit t' = logit t + log s, λ' = λ − 2 log s."""
     return s * t / (1 + (s - 1) * t)
+
+
+def size_shift(shape: Sequence[int]) -> float:
+    """max(1, √(d/4096)) for the d elements of a sample of this shape: of two shapes above 4,096 the ratio is √(d₁/d₂).
+
+    Neighbouring elements of smooth data are nearly equal, so the mean over a patch of them sees the noise divided by
+    the root of their number (Esser et al. 2024, section 5.3.2).
+    """
+    return max(1.0, math.sqrt(math.prod(shape) / 4096))
 
 
 class TimeDensity(ABC):

@@ -4,13 +4,14 @@ E_{t~π}[c(t)‖v − v̂‖²] = ½∫ w(λ) E‖z − ẑ‖² dλ with w(λ(t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
+from rectiflow.flow.flow import Flow
 from rectiflow.flow.schedule import Schedule, schedule
 from rectiflow.flow.times import Discrete, TimeDensity, time_density
 
@@ -87,8 +88,19 @@ class LossWeight:
         raise AssertionError(config.kind)
 
 
+def weighted_times(
+    flow: Flow, times: TimesConfig, weight: WeightConfig, shape: Sequence[int]
+) -> tuple[TimeDensity, LossWeight]:
+    """The density of training times for samples of a shape (without the batch), and the loss weight that suits it."""
+    density = time_density(times, flow.shift_for(shape))
+    return density, LossWeight(weight, flow.schedule, density, flow.sigma_data)
+
+
 def weight_at_log_snrs(flow: FlowConfig, times: TimesConfig, weight: WeightConfig) -> dict[str, float]:
-    """w(λ)/w(0) at λ = −6, −3, 0, 3 and 6, under the settings of a run; a λ that its path never reaches is left out."""
+    """w(λ)/w(0) at λ = −6, −3, 0, 3 and 6, under the settings of a run; a λ that its path never reaches is left out.
+
+    Where the shift goes by the size of samples, for samples of at most 4,096 elements.
+    """
     path, density = schedule(flow), time_density(times, flow.shift)
     low, high = path.log_snr_range
     log_snr = torch.tensor([at for at in (0.0, -6.0, -3.0, 3.0, 6.0) if at == 0 or low <= at <= high])

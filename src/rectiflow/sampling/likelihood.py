@@ -97,7 +97,7 @@ def log_likelihood(
     path, method = flow.schedule, solver_named(config.solver)
     gentle = path.t_min == 0 and not path.scaled
     kind = config.grid or ("uniform" if gentle else "log-snr")
-    times = time_grid(config.steps, shift_by=flow.shift, kind=kind, schedule=path).flip(0)
+    times = time_grid(config.steps, shift_by=flow.shift_for(x.shape[1:]), kind=kind, schedule=path).flip(0)
     field = _WithDivergence(flow, x, condition, _probes(config, x, index))
     state = torch.cat([x.flatten(1), x.new_zeros(len(x), field.traces)], dim=1)
     history: History = ()

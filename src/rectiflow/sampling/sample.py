@@ -116,7 +116,7 @@ def sample(
 
     A solver that chooses its own steps is given the whole interval as one, whatever `steps` says.
     """
-    times = time_grid(solver.intervals(steps), shift_by=flow.shift, kind=grid, schedule=flow.schedule)
+    times = time_grid(solver.intervals(steps), shift_by=flow.shift_for(z.shape[1:]), kind=grid, schedule=flow.schedule)
     last = None
     with torch.no_grad():
         for state in trajectory(flow, flow.schedule.prior_std * z, times, solver, condition, guidance):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.randomness import Key
-from rectiflow.flow.flow import Flow
 from rectiflow.flow.source import Source
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
@@ -87,7 +86,7 @@ def joined(pipeline: Pipeline, gang: Gang) -> tuple[Pipeline, Request]:
         return pipeline, first
     flow = pipeline.flow
     source = Gathered(flow.source, [(job.request.seed, job.pictures) for job in gang.jobs])
-    inside = Flow(flow.network, flow.schedule, flow.prediction, source, flow.shift, flow.sigma_data, flow.one_step)
+    inside = flow.alike(source=source)
     requests = [job.request for job in gang.jobs]
     names = [pipeline.class_names[label] for r in requests for label in pipeline.labels(r).tolist() if label >= 0]
     prompts = [prompt for r in requests for prompt in pipeline.prompts(r)] if pipeline.takes_prompts else []

@@ -24,7 +24,6 @@ from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.data.pictures import to_uint8
-from rectiflow.flow.flow import Flow
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.sampling.sample import State
@@ -77,11 +76,7 @@ class Shared(nn.Module):
 
 def shared(pipeline: Pipeline) -> Pipeline:
     """The same pipeline, for trajectories in lanes."""
-    flow = pipeline.flow
-    inside = Flow(
-        Shared(flow.network), flow.schedule, flow.prediction, flow.source, flow.shift, flow.sigma_data, flow.one_step
-    )
-    return replace(pipeline, flow=inside.eval())
+    return replace(pipeline, flow=pipeline.flow.alike(Shared(pipeline.flow.network)).eval())
 
 
 class Work(Protocol):

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import final
@@ -28,8 +29,8 @@ from rectiflow.flow.coupling import coupling
 from rectiflow.flow.flow import Flow
 from rectiflow.flow.loss import flow_matching_loss
 from rectiflow.flow.source import Pictures
-from rectiflow.flow.times import stratified, time_density
-from rectiflow.flow.weight import LossWeight
+from rectiflow.flow.times import stratified
+from rectiflow.flow.weight import weighted_times
 from rectiflow.networks.build import build
 from rectiflow.networks.config import Inputs, NetworkConfig, fitted
 from rectiflow.pipeline import Pipeline
@@ -273,9 +274,8 @@ class FlowStage(PictureStage):
 
     def __init__(self, config: RunConfig, data: ImageSet, device: torch.device, latents: Latents | None = None) -> None:
         super().__init__(config, data, device, latents)
-        self.density = time_density(config.times, config.flow.shift)
         self.coupling = coupling(config.flow)
-        self.weight = LossWeight(config.weight, self.flow.schedule, self.density, config.flow.sigma_data)
+        self.times = partial(weighted_times, self.flow, config.times, config.weight)
         self.module = self.flow
 
     def flow_of(self, module: nn.Module) -> Flow:
@@ -292,19 +292,21 @@ class FlowStage(PictureStage):
             x, z, index = x[part], z[part], index[part]
             self._seed(step, index)
             condition = None if condition is None else condition.select(part)
-        t = stratified(self.density, self._key("time", step), index, self.config.batch)
+        density, weight = self.times(x.shape[1:])
+        t = stratified(density, self._key("time", step), index, self.config.batch)
         if condition is not None:
             condition = self._dropped(condition, step, index)
-        return flow_matching_loss(self.flow, x, t, z, condition, self.weight).sum() / self.config.batch
+        return flow_matching_loss(self.flow, x, t, z, condition, weight).sum() / self.config.batch
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
         """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""
         flow, total = self.flow_of(module), 0.0
         count = min(len(self.stored.held_out), _HELD_OUT)
-        times = stratified(self.density, self._key("held-out time"), torch.arange(count), count)
         for x, condition, part in self._held_out_batches():
             z = self._noise("held-out noise", 0, part, x)
             z = self.coupling.pair(x, z, None if condition is None else condition.labels)
+            density, weight = self.times(x.shape[1:])
+            t = stratified(density, self._key("held-out time"), part, count)
             with torch.no_grad():
-                total += float(flow_matching_loss(flow, x, times[part], z, condition, self.weight).sum())
+                total += float(flow_matching_loss(flow, x, t, z, condition, weight).sum())
         return {"held_out_loss": total / count} if count else {}

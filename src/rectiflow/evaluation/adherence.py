@@ -13,7 +13,7 @@ reader has seen these either. Which writers are easier to read decides which of 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def adherence(judge: Judge, pixels: Tensor, scenes: Sequence[Scene]) -> Adherenc
     Raises:
         InputError: pictures of another shape or number, or none.
     """
-    _check(len(pixels), len(scenes))
+    check_counts(len(pixels), len(scenes))
     return _scores(judge.read(pixels), scenes)
 
 
@@ -122,21 +122,58 @@ def sweep(
         distance: of the pictures to real ones.
 
     Returns:
-        "rows": a dict for each w of "w", "frechet", "seen" and "held_out"; "best_w": the w, the smallest of equal ones,
-        with the most whole prompts of seen combinations; "ceiling" and "imitation": references, as in a row.
+        As `over_weights`, and "ceiling" and "imitation": references, as in a row.
 
     Raises:
         InputError: no weight, or no scene of seen combinations.
     """
-    if not weights or not any(scene.is_seen for scene in scenes):
-        raise InputError("a sweep needs a guidance strength, and a scene without held-out combinations, to choose by.")
-    captions, rows = [scene.caption for scene in scenes], []
+    found = over_weights(make, scenes, weights, lambda pixels: asdict(adherence(judge, pixels, scenes)), distance)
+    return found | {"ceiling": asdict(ceiling(judge)), "imitation": asdict(imitation(judge))}
+
+
+class Asked(Protocol):
+    """What a prompt asks for: a scene, or a movement."""
+
+    @property
+    def caption(self) -> str:
+        """The prompt."""
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether each digit has its colour in training too."""
+
+
+def over_weights(
+    make: Callable[[Sequence[str], float], Tensor],
+    asked: Sequence[Asked],
+    weights: Sequence[float],
+    score: Callable[[Tensor], dict[str, Any]],
+    distance: Callable[[Tensor], float],
+) -> dict[str, Any]:
+    """Scores and a Fréchet distance for each guidance strength, ready for JSON.
+
+    Args:
+        make: captions and w to pictures or clips in [−1, 1].
+        asked: whose captions are the prompts, the same ones for each w; some of seen combinations.
+        weights: the guidance strengths w ≥ 0.
+        score: of what was made: "seen" and "held_out", with the share of "whole" prompts among others.
+        distance: of what was made to real pictures or clips.
+
+    Returns:
+        "rows": a dict for each w of "w", "frechet", "seen" and "held_out"; "best_w": the w, the smallest of equal ones,
+        with the most whole prompts of seen combinations.
+
+    Raises:
+        InputError: no weight, or no prompt of seen combinations.
+    """
+    if not weights or not any(each.is_seen for each in asked):
+        raise InputError("a sweep needs a guidance strength, and a prompt without held-out combinations, to choose by.")
+    captions, rows = [each.caption for each in asked], []
     for weight in weights:
         pixels = make(captions, weight)
-        rows.append({"w": weight, "frechet": distance(pixels)} | asdict(adherence(judge, pixels, scenes)))
+        rows.append({"w": weight, "frechet": distance(pixels)} | score(pixels))
     best = max(rows, key=lambda row: (row["seen"]["whole"]["value"], -row["w"]))
-    references = {"ceiling": asdict(ceiling(judge)), "imitation": asdict(imitation(judge))}
-    return {"rows": rows, "best_w": best["w"], **references}
+    return {"rows": rows, "best_w": best["w"]}
 
 
 def _scores(readings: Sequence[Sequence[tuple[Thing, ...]]], scenes: Sequence[Scene]) -> AdherenceScores:
@@ -162,7 +199,7 @@ def _part(readings: Sequence[Sequence[tuple[Thing, ...]]], scenes: Sequence[Scen
             as_many = len(things) == len(scene.things)
             right["number"].append(as_many)
             right["whole"].append(as_many and all(map(all, marks)))
-    return Scores(len(scenes), **{name: _share(values, len(readings)) for name, values in right.items()})
+    return Scores(len(scenes), **{name: share(values, len(readings)) for name, values in right.items()})
 
 
 def _matched(found: Sequence[Thing], scene: Scene) -> Iterable[Thing | None]:
@@ -185,11 +222,17 @@ def _marks(found: Thing | None, asked: Thing) -> tuple[bool, bool, bool]:
     return True, found.colour == asked.colour, found.digit == asked.digit
 
 
-def _share(right: Sequence[bool], readers: int) -> Share:
+def share(right: Sequence[bool], readers: int) -> Share:
+    """The share of what so many readers found right, one reader's after the other's."""
     count, value = len(right) // readers, sum(right) / len(right)
     return Share(value, (value * (1 - value) / count) ** 0.5, count)
 
 
-def _check(pictures: int, scenes: int) -> None:
-    if pictures != scenes or not scenes:
-        raise InputError(f"expected as many pictures as scenes, at least one; received {pictures} and {scenes}.")
+def check_counts(pictures: int, asked: int, what: str = "pictures as scenes") -> None:
+    """Nothing, if there are as many, at least one.
+
+    Raises:
+        InputError: they are not.
+    """
+    if pictures != asked or not asked:
+        raise InputError(f"expected as many {what}, at least one; received {pictures} and {asked}.")

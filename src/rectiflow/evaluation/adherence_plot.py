@@ -6,15 +6,16 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_LINES = ("place", "colour", "digit", "whole")
+_LINES = ("place", "colour", "digit", "direction", "speed", "identity", "whole")
 _PARTS = {"seen": "seen combinations", "held_out": "held-out combinations"}
 
 
 def plot_adherence(result: dict[str, Any], path: Path) -> None:
-    """What `sweep` found: shares with their standard errors for seen and held-out combinations, and the distance.
+    """What `sweep` or `clip_sweep` found: shares with their standard errors for seen and held-out combinations, and the
+    distance.
 
-    Dashed: the ceiling, real scenes of held-out writers. Dotted: real scenes of the training writers. The grey line is
-    the best w.
+    Dashed: the ceiling, real ones of held-out writers. Dotted: real ones of the training writers. The grey line is the
+    best w.
     """
     rows = result["rows"]
     weights = [row["w"] for row in rows]
@@ -23,7 +24,7 @@ def plot_adherence(result: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(parts) + 1)
     for part, axis in zip(parts, axes, strict=False):
-        for number, name in enumerate(_LINES):
+        for number, name in enumerate(name for name in _LINES if name in rows[0][part]):
             shares = [row[part][name] for row in rows]
             values, errors = [share["value"] for share in shares], [share["error"] for share in shares]
             label = "whole prompt" if name == "whole" else name

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256
+from rectiflow.conditioner import Conditioner
 from rectiflow.data.pictures import to_uint8
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
@@ -16,6 +17,7 @@ from rectiflow.networks.config import DiTConfig, UNetConfig
 from rectiflow.pipeline import Pipeline, Request
 
 NETWORK = DiTConfig(channels=1, classes=3, patch=2, width=16, depth=1, heads=2)
+KNOWN = Conditioner(("cat", "dog", "eel"), null_trained=True)
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def pipeline():
         torch.nn.init.normal_(parameter, std=0.1)
     config = FlowConfig(schedule="trig", shift=1.5)
     flow = Flow.build(network, config).requires_grad_(False)
-    return Pipeline(flow, config, NETWORK, (1, 4, 4), ("cat", "dog", "eel"), True, training={"recipe": "x", "step": 7})
+    return Pipeline(flow, config, NETWORK, (1, 4, 4), KNOWN, training={"recipe": "x", "step": 7})
 
 
 def rewrite(folder, **changes):
@@ -50,7 +52,9 @@ def test_a_unet_is_saved_and_loaded(tmp_path):
     flow = Flow.build(build(config), FlowConfig())
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    pipeline = Pipeline(flow.requires_grad_(False).eval(), FlowConfig(), config, (1, 4, 4), ("cat", "dog", "eel"))
+    pipeline = Pipeline(
+        flow.requires_grad_(False).eval(), FlowConfig(), config, (1, 4, 4), Conditioner(("cat", "dog", "eel"))
+    )
     pipeline.save(tmp_path)
     loaded, request = Pipeline.load(tmp_path), Request(count=2, steps=3)
     assert loaded.network_config == config
@@ -152,7 +156,7 @@ def test_impossible_requests(pipeline, request_, words):
 
 
 def test_guidance_needs_a_trained_null(pipeline):
-    pipeline.null_trained = False
+    pipeline.conditioner = Conditioner(pipeline.class_names)
     with pytest.raises(InputError, match="without condition dropout"):
         pipeline.sample(Request(guidance=1.0))
 
@@ -274,9 +278,7 @@ def test_another_path_keeps_the_models_settings_of_it_and_its_own_path_keeps_the
 
 def test_a_guide_on_another_path_is_brought_to_the_models(pipeline):
     """The same network on another path, asked where the model is: its estimates are on the model's path."""
-    other = Pipeline(
-        Flow.build(pipeline.flow.network, FlowConfig()), FlowConfig(), NETWORK, (1, 4, 4), pipeline.class_names, True
-    )
+    other = Pipeline(Flow.build(pipeline.flow.network, FlowConfig()), FlowConfig(), NETWORK, (1, 4, 4), KNOWN)
     moved = other._flow_on(pipeline._path(""))
     assert type(moved.schedule) is type(pipeline.flow.schedule)
     request = Request(count=1, steps=3, guidance=1.0, guidance_kind="auto", guide=other)
@@ -298,7 +300,7 @@ def test_a_guide_that_cannot_guide_is_refused(pipeline):
     request = {"count": 1, "steps": 2, "guidance": 1.0}
     with pytest.raises(InputError, match="weaker model of --guidance-kind auto; cfg asks none"):
         pipeline.sample(Request(**request, guide=pipeline))
-    other = replace(pipeline, class_names=("cat", "dog"))
+    other = replace(pipeline, conditioner=Conditioner(("cat", "dog")))
     with pytest.raises(InputError, match="2 classes; expected"):
         pipeline.sample(Request(**request, guidance_kind="auto", guide=other))
     one_step = replace(pipeline, flow=Flow(pipeline.flow.network, one_step=True))

@@ -1,7 +1,7 @@
-"""Floor 4: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
+"""Floor 5: a model as its user holds it: conditioner, flow and autoencoder, in one folder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -17,11 +17,10 @@ from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
+from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.encoders import saved_encoders
-from rectiflow.conditioning.labels import Labels
-from rectiflow.conditioning.picture import Degradation, degradation
-from rectiflow.conditioning.picture_config import PictureConfig
-from rectiflow.conditioning.text import TextEncoder
+from rectiflow.conditioning.frames import given_frames, put_back
+from rectiflow.conditioning.picture import check_given
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import AbstractFlow, Flow
 from rectiflow.flow.rescheduled import OnSchedule
@@ -42,7 +41,7 @@ from rectiflow.models.folder import (
 from rectiflow.models.weights import read_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
-from rectiflow.request import Request, Samples
+from rectiflow.request import Request, Samples, check_frames
 from rectiflow.sampling.cores import over_cores
 from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidances import guidance as guidance_named
@@ -62,25 +61,19 @@ class Pipeline:
         flow: the trained flow.
         flow_config: its saved conventions.
         network_config: its network's architecture.
-        shape: C, H, W of a picture as trained.
-        class_names: name of each label; empty for a model without classes.
-        null_trained: whether it was trained with condition dropout, which guidance needs.
+        shape: C, H, W of a picture as trained, or C, T, H, W of a clip of T frames.
+        conditioner: what it is told.
         autoencoder: between pictures and what the flow works on.
         training: where the model comes from; for readers only.
-        encoders: what reads prompts; empty for a model that takes none.
-        picture: the picture that it is given; None for a model that is given none.
     """
 
     flow: Flow
     flow_config: FlowConfig
     network_config: NetworkConfig
     shape: tuple[int, ...]
-    class_names: tuple[str, ...] = ()
-    null_trained: bool = False
+    conditioner: Conditioner = field(default_factory=Conditioner)
     autoencoder: Autoencoder = field(default_factory=Identity)
     training: Mapping[str, Any] = field(default_factory=dict)
-    encoders: tuple[TextEncoder, ...] = ()
-    picture: PictureConfig | None = None
 
     def sample(self, request: Request) -> Samples:
         """Pictures for a request.
@@ -99,7 +92,7 @@ class Pipeline:
             for state in self.states(request, *part):
                 last = state
             made, given = self.decode(last, request).cpu(), request.given(torch.arange(*part))
-            return made if given is None else self.degradation.put_back(made, given)
+            return made if given is None else self.conditioner.degradation.put_back(made, given)
 
         on_cpu = self._device.type == "cpu"
         made = over_cores(pictures, bounds) if on_cpu else [pictures(part) for part in bounds]
@@ -114,9 +107,11 @@ class Pipeline:
         """Sampling as it goes, for the pictures start … stop−1 of a request: the state at each of the N+1 times."""
         labels = self.labels(request)
         index = torch.arange(len(labels))[start:stop]
-        shape = self._latent_shape(request.size or self.size)
+        shape = self._latent_shape(request)
         z = self._start(request, index, shape).to(self._device)
-        condition = self._asked(request, labels, index)
+        image = self._given(request, index, shape)
+        condition = self.conditioner.asked(request, index, image)
+        condition = None if condition is None else condition.to(self._device)
         flow = self._flow_on(self._path(request.schedule))
         path = flow.schedule
         # What knows one step alone is given one.
@@ -132,6 +127,8 @@ class Pipeline:
                 state = next(states, None)
             if state is None:
                 return
+            if request.first is not None and image is not None and float(state.t) == 0:
+                state = replace(state, x_t=put_back(state.x_t, image.to(self._device)))
             yield state
 
     @property
@@ -140,62 +137,73 @@ class Pipeline:
         return self.shape[-2], self.shape[-1]
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label; empty for a model without classes."""
+        return self.conditioner.class_names
+
+    @property
     def takes_prompts(self) -> bool:
         """Whether its pictures are asked for by sentences."""
-        return bool(self.encoders)
+        return self.conditioner.takes_prompts
 
     def prompts(self, request: Request) -> tuple[str, ...]:
         """Prompt of each picture of a request; empty ones for a model that takes none."""
-        if not self.takes_prompts:
-            return ("",) * len(self.labels(request))
-        return tuple(prompt for prompt in request.prompts for _ in range(request.count))
-
-    @property
-    def _told_more(self) -> bool:
-        """Whether it is told classes or prompts, be it beside a picture or alone."""
-        return bool(self.class_names or self.encoders)
-
-    @property
-    def degradation(self) -> Degradation:
-        """What is given of a picture, for a model that is given one."""
-        assert self.picture is not None
-        return degradation(self.picture)
+        return self.conditioner.prompts(request)
 
     def condition(self, labels: Tensor, captions: Sequence[str], given: Tensor | None = None) -> Condition | None:
         """What the flow is told of pictures with these labels (int64 B) and captions, and with this given of them (as
         `Request.picture`); None if it is told nothing.
         """
-        if not self._told_more and self.picture is None:
-            return None
-        image = None if given is None else self.degradation.told(given)
-        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders), image).to(self._device)
+        image = None if given is None else self.conditioner.degradation.told(given)
+        condition = self.conditioner.condition(labels, captions, image)
+        return None if condition is None else condition.to(self._device)
 
-    def _asked(self, request: Request, labels: Tensor, index: Tensor) -> Condition | None:
-        prompts = [self.prompts(request)[i] for i in index.tolist()]
-        given = request.given(index)
-        condition = self.condition(labels[index], prompts, given)
-        if condition is None:
+    def _given(self, request: Request, index: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """What the flow is told of pictures or frames that are given; `shape` is that of its latents."""
+        if request.picture is not None:
+            return self.conditioner.degradation.told(request.picture[index % request.count % len(request.picture)])
+        if request.first is None and request.last is None:
             return None
-        negative = self.condition(labels[index], [request.negative] * len(index), given) if request.negative else None
-        return request.led_away(condition, negative, request.keeps_picture(self.picture, self._told_more))
+        first, last = request.beginning(index), request.end(index)
+        known = [None if frames is None else self._encoded(frames) for frames in (first, last)]
+        return given_frames(known[0], known[1], (len(index), *shape))
 
-    def _latent_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """Shape of what the flow works on, for pictures of a size.
+    def _encoded(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.autoencoder.encode(x).float().cpu()
+
+    def _latent_shape(self, request: Request) -> tuple[int, ...]:
+        """Shape of what the flow works on, for pictures of the size and clips of the frames that are asked for.
 
         Raises:
             InputError: latents of this size do not suit the network.
         """
-        shape = self.autoencoder.latent_shape((self.shape[0], *size))
+        size = request.size or self.size
+        asked = (self.shape[0], *self._frames(request), *size)
+        if isinstance(self.autoencoder, LatentSpace) and min(size) > 0:
+            self.autoencoder.check(asked)
+        shape = self.autoencoder.latent_shape(asked)
         if isinstance(self.autoencoder, LatentSpace):
             part, factor = self.network_config.multiple, self.autoencoder.factor
-            if min(size) < 1 or any(side % part for side in shape[1:]):
+            if min(size) < 1 or any(side % part for side in shape[-2:]):
                 unit = part * factor
                 near = "×".join(str(max(1, round(side / unit)) * unit) for side in size)
                 raise InputError(
-                    f"pictures of {size[0]}×{size[1]} have latents of {shape[1]}×{shape[2]}, which the network's "
+                    f"pictures of {size[0]}×{size[1]} have latents of {shape[-2]}×{shape[-1]}, which the network's "
                     f"{part} does not divide; the nearest size is {near}."
                 )
         return shape
+
+    def _frames(self, request: Request) -> tuple[int, ...]:
+        """T of the clips that are asked for; () for a model of pictures."""
+        if len(self.shape) == 3:
+            if request.frames is not None:
+                raise InputError("this model makes pictures, not clips; leave the frames out.")
+            return ()
+        frames = self.shape[1] if request.frames is None else request.frames
+        if frames < 1:
+            raise InputError(f"a clip has at least 1 frame, received frames={frames}.")
+        return (frames,)
 
     def _start(self, request: Request, index: Tensor, shape: tuple[int, ...]) -> Tensor:
         if request.source is None:
@@ -231,39 +239,28 @@ class Pipeline:
         return self.flow if same else OnSchedule(self.flow, schedule(path))
 
     def labels(self, request: Request) -> Tensor:
-        """Label of each picture of a request, int64."""
-        if request.count < 1:
-            raise InputError(f"count must be at least 1, received {request.count}.")
-        by_null = request.guidance and request.guidance_kind.partition(":")[0] != "auto"
+        """Label of each picture of a request, int64.
+
+        Raises:
+            InputError: it asks for what the model does not know; one line.
+        """
         if request.guide is not None:
             self._check_guide(request.guide, request.guidance_kind)
-        request.check_picture(self.picture, self.shape, self._told_more, self.null_trained)
-        null_trained = request.keeps_picture(self.picture, self._told_more) or self.null_trained
         if request.source is not None:
             self._refuse_source()
-        request.check_prompts()
-        if request.prompts and not self.takes_prompts:
-            raise InputError("this model takes no prompts; ask for its classes, or leave the prompts out.")
-        if request.negative and not (self.takes_prompts and by_null):
-            raise InputError("a negative prompt needs a model that takes prompts, and guidance greater than 0.")
-        if self.takes_prompts and (request.classes or not request.prompts):
-            raise InputError("this model takes prompts, one at least, and knows no classes.")
-        if not self._told_more and (request.classes or (by_null and self.picture is None)):
-            raise InputError("this model is unconditional: it knows no classes and no guidance; leave both out.")
-        if by_null and not null_trained:
-            raise InputError("this model was trained without condition dropout, so it has no guidance; use 0.")
-        if self.takes_prompts:
-            return torch.full((len(request.prompts) * request.count,), -1)
-        if not self.class_names:
-            return torch.full((request.count,), -1)
-        return Labels(self.class_names)(request.classes or self.class_names).labels.repeat_interleave(request.count)
+        labels = self.conditioner.labels(request)
+        frames, size = self._frames(request), request.size or self.size
+        if request.picture is not None and self.conditioner.picture is not None:
+            check_given(self.conditioner.picture, request.picture, (self.shape[0], *size))
+        check_frames(request, (self.shape[0], *frames, *size))
+        return labels
 
     def _check_guide(self, guide: "Pipeline", kind: str) -> None:
         if kind.partition(":")[0] != "auto":
             raise InputError(f"--guide is the weaker model of --guidance-kind auto; {kind} asks none, leave it out.")
         if guide.flow.one_step:
             raise InputError("--guide is a one-step model, which knows t=1 alone; it cannot guide the steps between.")
-        if guide.takes_prompts != self.takes_prompts or guide.picture != self.picture:
+        if not self.conditioner.same_kind(guide.conditioner):
             raise InputError("--guide and this model must both take prompts, or neither, and the same pictures.")
         if (guide.shape, guide.class_names) != (self.shape, self.class_names):
             raise InputError(
@@ -288,15 +285,16 @@ class Pipeline:
             flow=self.flow_config,
             network=self.network_config,
             class_names=self.class_names,
-            picture=self.picture,
-            null_trained=self.null_trained,
+            picture=self.conditioner.picture,
+            frames=self.conditioner.frames,
+            null_trained=self.conditioner.null_trained,
             shape=self.shape,
             training=dict(self.training),
             autoencoder=record_of(self.autoencoder) if isinstance(self.autoencoder, LatentSpace) else "identity",
             weights={},
         )
         network = self.autoencoder.network if isinstance(self.autoencoder, LatentSpace) else None
-        write_model(Path(folder), self.flow.network, network, self.encoders, config, dtype)
+        write_model(Path(folder), self.flow.network, network, self.conditioner.encoders, config, dtype)
 
     def push(self, name: str, private: bool = False) -> str:
         """Upload the model to the Hugging Face hub as ORG/NAME; returns where it can be seen.
@@ -334,10 +332,13 @@ class Pipeline:
             flow_config=config.flow,
             network_config=config.network,
             shape=config.shape,
-            class_names=config.class_names,
-            encoders=saved_encoders(config.texts, folder, config.weights, device),
-            null_trained=config.null_trained,
-            picture=config.picture,
+            conditioner=Conditioner(
+                class_names=config.class_names,
+                encoders=saved_encoders(config.texts, folder, config.weights, device),
+                picture=config.picture,
+                frames=config.frames,
+                null_trained=config.null_trained,
+            ),
             autoencoder=autoencoder,
             training=config.training,
         )

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
-from rectiflow.conditioning.picture import check_given
-from rectiflow.conditioning.picture_config import PictureConfig
 
 if TYPE_CHECKING:
     from rectiflow.pipeline import Pipeline
@@ -46,8 +44,13 @@ class Request:
         picture: what is given of the pictures to make, N×C×h×w in [−1, 1], for a model that takes it: the j-th of each
             class or prompt takes the j-th of them, and after the last comes the first again. "low": h×w is H/f×W/f;
             "grey": one channel; "masked": a last channel more, 1 where the picture is given and 0 where it is hidden.
-        null: what guidance leads away from: "picture", the same picture without its label or text; "nothing", not even
-            the picture; "auto": the same picture, for a model that has labels or texts and was trained for it.
+        null: what guidance leads away from: "picture", the same picture (or frames) without its label or text;
+            "nothing", not even the picture; "auto": the same picture, for a model that has labels or texts and was
+            trained for it.
+        frames: T of the clips to make, 1 for single pictures, for a model of clips; None is what it was trained on.
+        first: frames that the clips begin with, N×C×t×H×W in [−1, 1], t = 1+4m < T, for a model of clips that takes
+            them, shared out as `picture` is; one makes a picture move, more go on from the end of another clip.
+        last: the last frame of the clips, N×C×1×H×W, likewise.
     """
 
     classes: Sequence[str | int] = ()
@@ -68,10 +71,29 @@ class Request:
     negative: str = ""
     picture: Tensor | None = None
     null: Literal["auto", "picture", "nothing"] = "auto"
+    frames: int | None = None
+    first: Tensor | None = None
+    last: Tensor | None = None
+
+    @property
+    def gives(self) -> bool:
+        """Whether it gives anything beside the noise and what is to be said."""
+        return not (self.picture is self.first is self.last is None)
 
     def given(self, index: Tensor) -> Tensor | None:
         """What is given of the pictures at `index` (int64 B) of the request; None if nothing is."""
-        return None if self.picture is None else self.picture[index % self.count % len(self.picture)]
+        return self._shared_out(self.picture, index)
+
+    def beginning(self, index: Tensor) -> Tensor | None:
+        """The frames that the clips at `index` begin with, B×C×t×H×W; None if none are given."""
+        return self._shared_out(self.first, index)
+
+    def end(self, index: Tensor) -> Tensor | None:
+        """The last frame of the clips at `index`, B×C×1×H×W; None if none is given."""
+        return self._shared_out(self.last, index)
+
+    def _shared_out(self, given: Tensor | None, index: Tensor) -> Tensor | None:
+        return None if given is None else given[index % self.count % len(given)]
 
     def led_away(self, condition: Condition, negative: Condition | None, keeps: bool) -> Condition:
         """`condition` with what guidance leads away from.
@@ -88,12 +110,6 @@ class Request:
             against = replace(against, image=image if keeps else torch.zeros_like(image))
         return replace(condition, against=against)
 
-    def keeps_picture(self, config: PictureConfig | None, told_more: bool) -> bool:
-        """Whether guidance leads away from the same picture, and not from nothing; arguments as for `check_picture`."""
-        if config is None or self.picture is None or self.null == "nothing":
-            return False
-        return self.null == "picture" or (told_more and config.alone > 0)
-
     def check_prompts(self) -> None:
         """Nothing, if prompts are texts.
 
@@ -106,44 +122,13 @@ class Request:
             except UnicodeEncodeError as error:
                 raise InputError(f"a prompt is not UTF-8 from its character {error.start + 1} on.") from error
 
-    def check_picture(
-        self, config: PictureConfig | None, shape: tuple[int, ...], told_more: bool, null_trained: bool
-    ) -> None:
-        """Nothing, if a model can do with what is given here.
-
-        Args:
-            config: the picture that the model is given.
-            shape: C, H, W of its pictures as trained.
-            told_more: whether it is told classes or prompts too.
-            null_trained: whether it was trained without any condition.
-
-        Raises:
-            InputError: it cannot.
-        """
-        if config is None:
-            if self.picture is not None or self.null != "auto":
-                raise InputError("this model is given no picture beside the noise; leave the picture out.")
-            return
-        if self.picture is not None:
-            check_given(config, self.picture, (shape[0], *(self.size or shape[-2:])))
-        elif not (config.dropout or (null_trained and not told_more)):
-            raise InputError(
-                f"this model needs a picture (kind {config.kind}), for it was trained with picture.dropout=0; "
-                "give one: --picture FILE."
-            )
-        if self.null == "picture" and not (told_more and config.alone):
-            raise InputError(
-                "guidance away from the same picture needs labels or texts, and picture.alone above 0 in training; "
-                "use --null nothing."
-            )
-
 
 @dataclass(frozen=True)
 class Samples:
     """What a model made.
 
     Args:
-        pixels: float32 N×C×H×W in about [−1, 1].
+        pixels: float32 N×C×H×W in about [−1, 1], or N×C×T×H×W from a model of clips.
         labels: int64 N; −1 for a model without classes.
         prompts: N of them; empty for a model that takes none.
     """
@@ -151,3 +136,26 @@ class Samples:
     pixels: Tensor
     labels: Tensor
     prompts: tuple[str, ...] = ()
+
+
+def check_frames(request: Request, shape: tuple[int, ...]) -> None:
+    """Nothing, if the frames that a request gives suit the pictures or clips that it asks for, of this shape.
+
+    Raises:
+        InputError: they do not.
+    """
+    for name, given in (("first", request.first), ("last", request.last)):
+        if given is None:
+            continue
+        channels, frames, height, width = shape
+        if given.dim() != 5 or not len(given) or (given.shape[1], *given.shape[-2:]) != (channels, height, width):
+            raise InputError(
+                f"{name}: for clips of {height}×{width}, expected N×{channels}×t×{height}×{width}, received "
+                f"{'×'.join(map(str, given.shape))}; set the size that it is of."
+            )
+        most = 1 if name == "last" else frames - 1
+        if not 1 <= given.shape[2] <= most:
+            raise InputError(
+                f"{name}: {given.shape[2]} frames are given, expected 1 to {most} of a clip of {frames}"
+                f"{'' if frames > 1 else '; a single picture is made, so leave it out'}."
+            )

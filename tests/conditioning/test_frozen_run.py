@@ -101,8 +101,8 @@ def test_two_encoders_train_and_sample(tmp_path, pictures, asked):
     config = config_of(tmp_path, pictures, kinds=("t5", "clip"))
     assert run(config, tmp_path / "run").finished
     pipeline = Pipeline.load(tmp_path / "run")
-    assert [type(each) for each in pipeline.encoders] == [Frozen, Frozen, Tokens]
-    assert [each.gives.kind for each in pipeline.encoders] == ["states", "states", "tokens"]
+    assert [type(each) for each in pipeline.conditioner.encoders] == [Frozen, Frozen, Tokens]
+    assert [each.gives.kind for each in pipeline.conditioner.encoders] == ["states", "states", "tokens"]
     assert (pipeline.network_config.texts[1].features, pipeline.network_config.texts[1].pooled) == (32, 32)
     pixels = pipeline.sample(Request(prompts=PROMPTS, steps=4, guidance=1.0)).pixels
     assert pixels.isfinite().all()
@@ -250,7 +250,7 @@ def test_dropout_of_one_encoder(tmp_path, pictures):
     config = config.model_copy(update={"text": text})
     stage = FlowStage(config, open_set(config.data), CPU)
     count = 4000
-    condition = stage._condition(torch.full((1,), -1), ["a red 7"])
+    condition = stage._condition(torch.full((1,), -1), ["a red 7"], None)
     condition = Condition.concatenate([condition] * count)
     kept = [text.mask.any(1) for text in stage._dropped(condition, 5, torch.arange(count)).texts]
     share = [float(each.float().mean()) for each in (*kept, kept[0] & kept[1], ~kept[0] & ~kept[1])]

@@ -138,4 +138,4 @@ def test_byte_pairs_are_learned_from_all_captions_of_a_picture(tmp_path):
     settings = [*small, "precision=float32", "every={preview: 0, held_out: 0}"]
     folder = ["--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")]
     assert main(["train", "text", *folder, "--set", *settings]) == 0
-    assert int(Pipeline.load(tmp_path / "run").encoders[0](["zeppelin"]).mask.sum()) == 1
+    assert int(Pipeline.load(tmp_path / "run").conditioner.encoders[0](["zeppelin"]).mask.sum()) == 1

@@ -9,6 +9,7 @@ from rectiflow.autoencoders.config import AutoencoderConfig
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.vae import VAE
 from rectiflow.base.errors import InputError
+from rectiflow.conditioner import Conditioner
 from rectiflow.data.images import ImageSet, InMemory
 from rectiflow.evaluation import likelihood, memory
 from rectiflow.evaluation.likelihood import LikelihoodRequest, dequantised, held_out_likelihood
@@ -104,7 +105,7 @@ def test_every_tensor_follows_the_model(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "to", to)
     model = pipeline(0.6)
-    model.class_names = ("only",)
+    model.conditioner = Conditioner(("only",))
     data = ImageSet(levels(50, 0), levels(5, 1), ("only",), LEVELS)
     request = LikelihoodRequest(ode=LikelihoodConfig(2), mixture=False, bound_draws=2)
     held_out_likelihood(model, data, request)

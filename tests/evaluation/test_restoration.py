@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rectiflow.base.randomness import Key
+from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.picture import degradation
 from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.data.images import InMemory
@@ -46,7 +47,7 @@ class Posterior(nn.Module):
 def exact():
     network = DiTConfig(channels=1, classes=0, picture=1)
     flow = Flow(Posterior()).requires_grad_(False)
-    return Pipeline(flow, FlowConfig(), network, (1, SIDE, SIDE), picture=LOW)
+    return Pipeline(flow, FlowConfig(), network, (1, SIDE, SIDE), Conditioner(picture=LOW))
 
 
 @pytest.fixture(scope="module")

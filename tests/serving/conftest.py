@@ -8,6 +8,7 @@ import pytest
 import torch
 import uvicorn
 
+from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.tokens import Tokens
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
@@ -29,7 +30,9 @@ def model(config, shape, names=(), encoders=()):
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)  # gates and outputs start at zero
     flow = Flow.build(network, FlowConfig()).requires_grad_(False).eval()
-    return Pipeline(flow, FlowConfig(), config, shape, names, bool(names or encoders), encoders=encoders)
+    return Pipeline(
+        flow, FlowConfig(), config, shape, Conditioner(names, encoders, null_trained=bool(names or encoders))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -137,10 +137,11 @@ def test_the_picture_says_something_and_the_jth_takes_the_jth(runs):
 def test_guidance_leads_away_from_the_same_picture_if_there_are_labels(tmp_path):
     train(config("picture={kind: low}"), tmp_path / "run", QUIET)
     pipeline = Pipeline.load(tmp_path / "run")
-    y, labels, index = torch.rand(2, 1, 4, 4), torch.tensor([1, 1]), torch.arange(2)
+    y, index = torch.rand(2, 1, 4, 4), torch.arange(2)
+    image = pipeline.conditioner.degradation.told(y)
     asked = {null: Request(classes=("1",), count=2, picture=y, guidance=1.0, null=null) for null in ("auto", "nothing")}
-    kept, nothing = (pipeline._asked(request, labels, index).null() for request in asked.values())
-    assert torch.equal(kept.image[:, :-1], pipeline.degradation.told(y)[:, :-1])
+    kept, nothing = (pipeline.conditioner.asked(request, index, image).null() for request in asked.values())
+    assert torch.equal(kept.image[:, :-1], image[:, :-1])
     assert bool((kept.labels == NULL_LABEL).all())
     assert bool((nothing.image == 0).all())
     assert bool((nothing.labels == NULL_LABEL).all())

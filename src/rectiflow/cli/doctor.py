@@ -77,7 +77,7 @@ class Doctor:
             condition = Condition(labels).null()
         x = pipeline.autoencoder.encode(pixels)
         return Patient(pipeline.flow, x, condition, pipeline.flow_config, self.seed), (
-            pipeline.null_trained if known else None
+            pipeline.conditioner.null_trained if known else None
         )
 
     def _foreign(self) -> "Patient":

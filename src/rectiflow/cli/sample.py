@@ -179,12 +179,12 @@ class Sample:
         """What --picture gives, each `count` times, and the names of what was given."""
         if self.picture is None:
             return None, ()
-        if pipeline.picture is None:
+        if pipeline.conditioner.picture is None:
             raise InputError(f"{self.run} is given no picture beside the noise; leave out --picture.")
         from rectiflow.data.given import read_given
 
         shape = (pipeline.shape[0], *(self.size or pipeline.size))
-        pictures, names = read_given(self.picture, pipeline.picture, shape)
+        pictures, names = read_given(self.picture, pipeline.conditioner.picture, shape)
         return pictures.repeat_interleave(max(1, self.count), 0), names
 
     def _named(self, names: Sequence[str], total: int) -> list[str]:

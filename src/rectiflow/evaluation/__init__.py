@@ -1,1 +1,1 @@
-"""Floor 4: scores of a model: its likelihood and its pictures."""
+"""Floor 6: scores of a model: its likelihood and its pictures."""

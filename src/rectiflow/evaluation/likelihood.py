@@ -99,8 +99,8 @@ def held_out_likelihood(pipeline: Pipeline, data: ImageSet, request: LikelihoodR
     device = device_of(pipeline)
     index = torch.arange(count)
     told = None
-    if pipeline.picture is not None:
-        told = given_of(pipeline.picture, data.held_out, index, Key(request.seed, "evaluated picture"))
+    if pipeline.conditioner.picture is not None:
+        told = given_of(pipeline.conditioner.picture, data.held_out, index, Key(request.seed, "evaluated picture"))
     condition = pipeline.condition(data.held_out.labels[:count], data.held_out.captions(index), told)
     densities, bounds = [], []
     for part in torch.split(index, _CHUNK):

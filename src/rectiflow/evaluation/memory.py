@@ -95,8 +95,10 @@ def loss_by_noise(
     for name, images in (("train", train), ("held_out", held_out)):
         pixels, labels = some(images, seed, count)
         given = None
-        if pipeline.picture is not None:
-            given = given_of(pipeline.picture, images, chosen(images, seed, count), Key(seed, "evaluated picture"))
+        if pipeline.conditioner.picture is not None:
+            given = given_of(
+                pipeline.conditioner.picture, images, chosen(images, seed, count), Key(seed, "evaluated picture")
+            )
         captions = images.captions(chosen(images, seed, count))
         x = pipeline.autoencoder.encode(pixels.to(device))
         condition = pipeline.condition(labels, captions, given)

@@ -79,7 +79,7 @@ def evaluate(
     if config.adherence:
         result["adherence"] = prompted(pipeline, data, by, config)
         plot_adherence(result["adherence"], out / "adherence.png")
-    if pipeline.picture is not None:
+    if pipeline.conditioner.picture is not None:
         result["restoration"], sheet = restoration(pipeline, data.held_out, config)
         save_png(sheet, out / "restoration.png", {})
     by.save(out)

@@ -48,9 +48,9 @@ class Truth:
 
 def truth(pipeline: Pipeline, images: Images, seed: int, count: int) -> Truth:
     """At most so many pictures, chosen by the seed, and what is given of them, drawn by it."""
-    assert pipeline.picture is not None
+    assert pipeline.conditioner.picture is not None
     rows = chosen(images, seed, count)
-    y = given_of(pipeline.picture, images, rows, Key(seed, "evaluated picture"))
+    y = given_of(pipeline.conditioner.picture, images, rows, Key(seed, "evaluated picture"))
     return Truth(to_float(images.fetch(rows)), y, images.labels[rows], tuple(images.captions(rows)))
 
 
@@ -99,17 +99,17 @@ def restoration(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> t
     """
     asked = truth(pipeline, images, config.seed, min(config.count, _MOST))
     made = restored(pipeline, asked, config, SAMPLES).clamp(-1, 1)
-    plain = pipeline.degradation.plain(asked.y, pipeline.shape[0])
+    plain = pipeline.conditioner.degradation.plain(asked.y, pipeline.shape[0])
     shown = {"one sample": made[:, 0], f"mean of {SAMPLES} samples": made.mean(1), **plain}
     result: dict[str, Any] = {
         "count": len(asked.x),
         "samples": SAMPLES,
         "scores": {name: _scores(x, asked.x) for name, x in shown.items()},
     }
-    again = pipeline.degradation.again(made[:, 0], asked.y)
+    again = pipeline.conditioner.degradation.again(made[:, 0], asked.y)
     if again is not None:
         result["consistency"] = round(float((again - asked.y).square().mean().sqrt()), 5)
-    told = pipeline.degradation.told(asked.y)[:, :-1].expand_as(asked.x)
+    told = pipeline.conditioner.degradation.told(asked.y)[:, :-1].expand_as(asked.x)
     samples = made[:, :_SHOWN_SAMPLES].unbind(1)
     columns = [told, list(plain.values())[-1], *samples, made.mean(1), asked.x]
     pixels = torch.stack([column[:_SHOWN] for column in columns], dim=1).flatten(0, 1)

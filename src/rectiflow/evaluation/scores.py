@@ -23,7 +23,7 @@ def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[S
 
     A model that is given a picture is given those of `images`.
     """
-    if pipeline.picture is not None:
+    if pipeline.conditioner.picture is not None:
         return _drawn_of_given(pipeline, images, config)
     prompts = images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
     classes = max(1, len(pipeline.class_names), len(prompts))

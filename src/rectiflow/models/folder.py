@@ -14,6 +14,7 @@ from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_folder
 from rectiflow.conditioning.config import TextRecord
+from rectiflow.conditioning.frames_config import FramesConfig
 from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.conditioning.text import TextEncoder
 from rectiflow.flow.config import FlowConfig
@@ -22,7 +23,7 @@ from rectiflow.models.weights import save_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CONVENTIONS = {
     "time": "t=0 data, t=1 noise; x_t = alpha(t) x + beta(t) z",
     "velocity": "v = alpha'(t) x + beta'(t) z",
@@ -61,8 +62,9 @@ class ModelConfig(Config):
         class_names: name of each label; empty for an unconditional model.
         texts: what reads its prompts; empty for a model that takes none.
         picture: the picture that it is given; None for a model that is given none.
+        frames: the frames that it may be given, for a model of clips; None for one that is given none.
         null_trained: whether it was trained with condition dropout, which guidance needs.
-        shape: C, H, W of a picture as trained.
+        shape: C, H, W of a picture as trained, or C, T, H, W of a clip.
         training: where it comes from (recipe, step); for readers only.
         weights: SHA-256 of each weight file by its name.
     """
@@ -76,6 +78,7 @@ class ModelConfig(Config):
     class_names: tuple[str, ...]
     texts: tuple[TextRecord, ...] = ()
     picture: PictureConfig | None = None
+    frames: FramesConfig | None = None
     null_trained: bool
     shape: tuple[int, ...]
     training: dict[str, Any]
@@ -197,6 +200,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "classes": list(config.class_names),
         "prompts": [record.model_dump(mode="json") for record in config.texts],
         "given_picture": None if config.picture is None else config.picture.model_dump(exclude={"dir"}),
+        "given_frames": None if config.frames is None else config.frames.model_dump(),
         "flow": config.flow.model_dump(),
         "network": config.network.model_dump(),
         "autoencoder": config.autoencoder if isinstance(config.autoencoder, str) else config.autoencoder.model_dump(),

@@ -1,1 +1,1 @@
-"""Floor 6: recipes, each a function that returns one complete typed configuration. Never imports torch."""
+"""Floor 8: recipes, each a function that returns one complete typed configuration. Never imports torch."""

@@ -182,7 +182,7 @@ class Page:
             gr.Slider(1, limits.steps, served.steps, step=1, label="Steps", elem_id="steps"),
             gr.Dropdown(list(SOLVERS), value=served.solver, label="Solver", allow_custom_value=True, elem_id="solver"),
             gr.Slider(0, 10, served.usual_guidance, step=0.1, label="Guidance w (0 is none)", elem_id="guidance",
-                      visible=served.pipeline.null_trained),
+                      visible=served.pipeline.conditioner.null_trained),
             gr.Slider(1, limits.pictures, min(4, limits.pictures), step=1, label="Pictures", elem_id="count"),
         ]  # fmt: skip
 

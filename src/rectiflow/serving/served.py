@@ -59,7 +59,7 @@ class Served:
     @property
     def usual_guidance(self) -> float:
         """w where a client says nothing."""
-        return float(self.pipeline.null_trained) if self.guidance is None else self.guidance
+        return float(self.pipeline.conditioner.null_trained) if self.guidance is None else self.guidance
 
     @property
     def takes_prompts(self) -> bool:

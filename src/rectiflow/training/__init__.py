@@ -1,1 +1,1 @@
-"""Floor 5: the loop, what it optimises, and what keeps a run whole."""
+"""Floor 7: the loop, what it optimises, and what keeps a run whole."""

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
 from rectiflow.conditioning.config import TextConfig
+from rectiflow.conditioning.frames_config import FramesConfig
 from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.data.config import LatentsConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig, WeightConfig
@@ -87,6 +88,7 @@ class RunConfig(TrainingConfig):
         gan: settings of objective=gan.
         text: captions as the condition; None is none: the classes are it, if there are any.
         picture: a picture as condition; None is none.
+        frames: frames as condition, for clips (data.frames above 1); None is none.
         condition_dropout: share of samples trained with the null condition, in [0, 1]; 0 trains no guidance.
         preview: what a preview shows.
         latent: the autoencoder, for a model of latents; None is pixel space.
@@ -101,6 +103,7 @@ class RunConfig(TrainingConfig):
     gan: GANConfig = GANConfig()
     text: TextConfig | None = None
     picture: PictureConfig | None = None
+    frames: FramesConfig | None = None
     condition_dropout: float = Field(0.1, ge=0, le=1)
     preview: PreviewConfig = PreviewConfig()
     latent: LatentConfig | None = None
@@ -159,6 +162,22 @@ class RunConfig(TrainingConfig):
         if self.picture.kind == "paired" and (self.data.flip or self.data.crop == "random" or self.data.buckets > 1):
             raise ValueError(
                 "paired pictures must meet pixel by pixel: leave out flip, crop=random and buckets of data"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frames_are_of_clips(self) -> Self:
+        if self.frames is not None and self.data.frames == 1:
+            raise ValueError(
+                "frames as condition are of clips, and data.frames is 1; set data.frames=17, or frames=null"
+            )
+        if self.frames is not None and (self.objective != "flow" or self.picture is not None):
+            other = "picture" if self.picture is not None else f"objective={self.objective}"
+            raise ValueError(f"frames as condition do not go with {other}; leave out one of them")
+        if self.data.frames > 1 and str(self.network.kind) != "video":
+            raise ValueError(
+                f"clips of {self.data.frames} frames need network.kind=video, received {self.network.kind}; set it, or "
+                "data.frames=1 for pictures"
             )
         return self
 

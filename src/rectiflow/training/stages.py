@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from rectiflow.autoencoders.autoencoder import Autoencoder, Identity
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.posterior import Posterior
-from rectiflow.base.condition import NULL_LABEL, Condition
+from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
+from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.encoders import encoders
 from rectiflow.conditioning.picture import degradation
 from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.loader import Loader
-from rectiflow.data.paired import given_of, with_pairs
+from rectiflow.data.paired import with_pairs
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.flow.coupling import coupling
 from rectiflow.flow.flow import Flow
@@ -36,10 +37,12 @@ from rectiflow.networks.config import Inputs, NetworkConfig, fitted
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.training.generator_config import RunConfig
+from rectiflow.training.given import APicture, Frames, Giver, Nothing, Taken
 from rectiflow.training.stage import Stage
 
 _CHUNK = 256
 _HELD_OUT = 1024
+_FRAMES = 9  # of a clip in a preview
 _READ = 200_000  # captions that byte pairs are learned from, at most
 
 
@@ -76,6 +79,12 @@ def _channels(picture: PictureConfig, data: ImageSet) -> int:
     return degradation(picture).channels(data.shape[0])
 
 
+def _giver(config: RunConfig, data: ImageSet) -> Giver:
+    if config.picture is not None:
+        return APicture(config.picture, data, config.seed)
+    return Nothing() if config.frames is None else Frames(config.frames, config.seed)
+
+
 class PictureStage(Stage):
     """What all generators of labelled pictures share: batches, keyed draws, previews and the saved pipeline.
 
@@ -93,16 +102,18 @@ class PictureStage(Stage):
         self.encoders = () if config.text is None else encoders(config.text, _captions(data.train), device)
         classes = 0 if self.encoders else len(data.class_names)  # a caption says it better
         texts = tuple(encoder.gives for encoder in self.encoders)
-        picture = 0
+        channels, picture = self.autoencoder.latent_shape(data.shape)[0], 0
         if config.picture is not None:
             data, picture = with_pairs(data, config.picture, config.data), _channels(config.picture, data)
-        inputs = Inputs(self.autoencoder.latent_shape(data.shape)[0], classes, texts, picture)
-        network = fitted(config.network, inputs)
+        if config.frames is not None:
+            picture = channels
+        network = fitted(config.network, Inputs(channels, classes, texts, picture))
         _check_shapes(network, data)
         config = config.model_copy(update={"network": network})
         self.config, self.data, self.device = config, data, device
         # A network without classes is an unconditional model, whatever labels the data have.
         self.class_names = data.class_names if network.classes else ()
+        self.giver = _giver(config, data)
         self.samples_per_step = config.batch
         self.stored = latents.data if latents else data
         self.loader = Loader(self.stored.train, config.data, config.batch, config.steps, config.seed)
@@ -126,7 +137,7 @@ class PictureStage(Stage):
         """A row of samples for each class, caption or given picture, guided if the null condition is trained."""
         asked = self.config.preview
         rows = 1 if self.class_names or self.encoders else min(asked.rows, len(self.data.unseen))
-        given = self._shown_given(asked.count if rows == 1 else rows)
+        given = self.giver.shown(self.data.unseen, asked.count if rows == 1 else rows)
         request = Request(
             classes=self.class_names[: asked.rows],
             prompts=self._shown_captions(asked.rows),
@@ -136,8 +147,14 @@ class PictureStage(Stage):
             guidance=asked.guidance if self._null_trained and (self.class_names or self.encoders) else 0.0,
             picture=given if given is None or rows == 1 else given.repeat_interleave(asked.count, 0),
         )
-        pixels = to_uint8(self._pipeline(module, 0).sample(request).pixels)
-        return grid(pixels, asked.count, screen_scale(*pixels.shape[1:3]))
+        made = self._pipeline(module, 0).sample(request).pixels
+        if made.dim() == 5:  # a row for each clip
+            made = (
+                made[:, :, torch.linspace(0, made.shape[2] - 1, _FRAMES).round().long()].transpose(1, 2).flatten(0, 1)
+            )
+        pixels = to_uint8(made)
+        columns = asked.count if made.dim() == 4 and len(self.data.shape) == 3 else _FRAMES
+        return grid(pixels, columns, screen_scale(*pixels.shape[1:3]))
 
     def save(self, module: nn.Module, folder: Path, step: int) -> None:
         """Write the pipeline around the flow in `module`."""
@@ -150,17 +167,18 @@ class PictureStage(Stage):
             dropout, others = max(dropout, self.config.picture.dropout), True
         return others and dropout > 0 and not self.config.flow.one_step
 
+    @property
+    def _conditioner(self) -> Conditioner:
+        picture = None if self.config.picture is None else self.config.picture.model_copy(update={"dir": ""})
+        return Conditioner(self.class_names, self.encoders, picture, self.config.frames, self._null_trained)
+
     def _pipeline(self, module: nn.Module, step: int) -> Pipeline:
-        channels, height, width = self.data.shape
         return Pipeline(
             flow=self.flow_of(module),
             flow_config=self.config.flow,
             network_config=self.config.network,
-            shape=(channels, height, width),
-            class_names=self.class_names,
-            encoders=self.encoders,
-            picture=None if self.config.picture is None else self.config.picture.model_copy(update={"dir": ""}),
-            null_trained=self._null_trained,
+            shape=self.data.shape,
+            conditioner=self._conditioner,
             autoencoder=self.autoencoder,
             training={"recipe": self.config.recipe, "step": step, "steps": self.config.steps},
         )
@@ -170,13 +188,11 @@ class PictureStage(Stage):
         index = torch.arange(self.config.batch)[part]
         self._seed(step, index)
         batch = self.loader(step)
-        pixels, labels = batch.pixels[part], batch.labels[part]
+        pixels = batch.pixels[part]
         self.waited = self.loader.waited + (self.sources.waited if self.sources else 0.0)
-        return (
-            self._latents(pixels, self._key("dequantise", step), index),
-            self._condition(labels, batch.captions[part], self._given(pixels, step, index, batch.index[part])),
-            index,
-        )
+        taken = self._taken(pixels, batch.index[part], self._key("dequantise", step), index)
+        image = self.giver.image(taken, step, index)
+        return taken.latents, self._condition(batch.labels[part], batch.captions[part], image), index
 
     def _seed(self, step: int, index: Tensor) -> None:
         """What a network draws by itself, such as dropout, it draws from torch's generator: a part its own."""
@@ -187,11 +203,9 @@ class PictureStage(Stage):
         held_out = self.stored.held_out
         for part in torch.split(torch.arange(min(len(held_out), _HELD_OUT)), _CHUNK):
             if len(part):
-                x = self._latents(to_float(held_out.fetch(part)), self._key("held-out dequantise"), part)
-                given = None
-                if self.config.picture is not None:
-                    given = given_of(self.config.picture, held_out, part, self._key("held-out picture"))
-                yield x, self._condition(held_out.labels[part], held_out.captions(part), given), part
+                taken = self._taken(to_float(held_out.fetch(part)), part, self._key("held-out dequantise"), part)
+                image = self.giver.held_out_image(held_out, taken)
+                yield taken.latents, self._condition(held_out.labels[part], held_out.captions(part), image), part
 
     def _source(self, step: int, index: Tensor, like: Tensor) -> Tensor:
         """What the samples at `index` of the batch of `step` start from."""
@@ -202,31 +216,9 @@ class PictureStage(Stage):
     def _noise(self, purpose: str, step: int, index: Tensor, like: Tensor) -> Tensor:
         return self.flow.source.sample(self._key(purpose, step), index, like.shape[1:]).to(self.device)
 
-    def _condition(self, labels: Tensor, captions: Sequence[str], given: Tensor | None = None) -> Condition | None:
-        if not self.class_names and not self.encoders and given is None:
-            return None
-        labels = labels if self.class_names else torch.full_like(labels, NULL_LABEL)
-        image = None
-        if given is not None:
-            assert self.config.picture is not None
-            image = degradation(self.config.picture).told(given)
-        return Condition(labels, tuple(encoder(captions) for encoder in self.encoders), image).to(self.device)
-
-    def _given(self, pixels: Tensor, step: int, index: Tensor, rows: Tensor) -> Tensor | None:
-        """What is given of the pictures at `rows` of the set, at the places `index` of the batch of `step`."""
-        if self.config.picture is None:
-            return None
-        if self.data.train.paired is not None:
-            return to_float(self.data.train.paired.fetch(rows))
-        return degradation(self.config.picture).given(pixels, self._key("picture", step), index)
-
-    def _shown_given(self, count: int) -> Tensor | None:
-        """What is given of the first held-out pictures."""
-        if self.config.picture is None:
-            return None
-        unseen = self.data.unseen
-        rows = torch.arange(min(count, len(unseen)))
-        return given_of(self.config.picture, unseen, rows, self._key("held-out picture"))
+    def _condition(self, labels: Tensor, captions: Sequence[str], image: Tensor | None) -> Condition | None:
+        condition = self._conditioner.condition(labels, captions, image)
+        return None if condition is None else condition.to(self.device)
 
     def _dropped(self, condition: Condition, step: int, index: Tensor) -> Condition:
         """Some of the conditions replaced by ∅, and some captions by none for one of the encoders alone."""
@@ -234,17 +226,9 @@ class PictureStage(Stage):
             if share:
                 chosen = self._key(f"caption dropout {number}", step).uniform(index) < share
                 condition = condition.drop_text(number, chosen.to(self.device))
-        if self.config.picture is not None:
-            condition = self._dropped_picture(condition, self.config.picture, step, index)
+        condition = self.giver.dropped(condition, step, index)
         chosen = self._key("condition dropout", step).uniform(index) < self.config.condition_dropout
         return condition.drop(chosen.to(self.device))
-
-    def _dropped_picture(self, condition: Condition, picture: PictureConfig, step: int, index: Tensor) -> Condition:
-        """Some of the pictures replaced by nothing, and some of all the rest."""
-        alone = self._key("picture alone", step).uniform(index) < picture.alone
-        condition = replace(condition.drop(alone.to(self.device)), image=condition.image)
-        without = self._key("picture dropout", step).uniform(index) < picture.dropout
-        return condition.drop_image(without.to(self.device))
 
     def _shown_captions(self, rows: int) -> tuple[str, ...]:
         """Captions of the first held-out pictures that have one."""
@@ -253,6 +237,14 @@ class PictureStage(Stage):
             return ()
         found = unseen.captions(torch.arange(min(len(unseen), 10 * rows)))
         return tuple(caption for caption in found if caption)[:rows] or ("",)
+
+    def _taken(self, pixels: Tensor, rows: Tensor, key: Key, index: Tensor) -> Taken:
+        x, last = self._latents(pixels, key, index), None
+        if len(self.data.shape) == 4 and x.shape[2] > 1:
+            # A cache keeps the last frame by itself behind the clip; see `LatentSpace.stored_moments`.
+            last = x[:, :, -1:]
+            x = x if self.stored is self.data else x[:, :, :-1]
+        return Taken(pixels, x, last, rows)
 
     def _latents(self, pixels: Tensor, key: Key, index: Tensor) -> Tensor:
         if self.stored is not self.data:

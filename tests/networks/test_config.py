@@ -3,17 +3,8 @@ import pytest
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.networks.build import build
-from rectiflow.networks.config import (
-    KINDS,
-    PRESETS,
-    DiTConfig,
-    Inputs,
-    NetworkConfig,
-    TokensInput,
-    UNetConfig,
-    fitted,
-    overlay,
-)
+from rectiflow.networks.config import KINDS, DiTConfig, Inputs, NetworkConfig, TokensInput, UNetConfig, fitted
+from rectiflow.networks.presets import PRESETS, overlay
 
 DIT = {"kind": "dit", "channels": 3, "classes": 7, "width": 64}
 
@@ -86,7 +77,10 @@ def test_what_is_left_open_is_taken_from_the_data(kind):
         ({"kind": "unet", "attention": [3]}, ["network: attention at factor 3", "3 levels have the factors 1, 2, 4"]),
         ({"kind": "unet", "width": 9, "multipliers": [1, 2, 3]}, ["4 heads do not divide"]),
         ({"kind": "dit", "modulation": "blok"}, ["network.modulation: ", "Did you mean 'block'"]),
-        ({"kind": "unett"}, ["network.kind: expected one of dit, mmdit, unet; received 'unett'. Did you mean 'unet'"]),
+        (
+            {"kind": "unett"},
+            ["network.kind: expected one of dit, mmdit, video, unet; received 'unett'. Did you mean 'unet'"],
+        ),
         ({"width": 8}, ["here: network.kind is missing."]),
     ],
 )

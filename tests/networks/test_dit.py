@@ -6,9 +6,10 @@ from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.networks.build import build
-from rectiflow.networks.config import PRESETS, DiTConfig
-from rectiflow.networks.layers import attend, axial_rotation, normalise, rotate
+from rectiflow.networks.config import DiTConfig
+from rectiflow.networks.layers import Grid, attend, axial_rotation, normalise, rotate
 from rectiflow.networks.patches import to_image, to_patches
+from rectiflow.networks.presets import PRESETS
 
 SMALL = {"channels": 2, "classes": 5, "patch": 2, "width": 16, "depth": 2, "heads": 2}
 
@@ -104,11 +105,11 @@ def test_attention_reaches_every_patch():
 
 def test_patches_come_back_where_they_were():
     network, (x, _, _) = random_dit(), inputs()
-    assert torch.equal(to_image(to_patches(x, network.config.patch), (2, 3), network.config.patch), x)
+    assert torch.equal(to_image(to_patches(x, network.config.patch), x.shape, network.config.patch), x)
 
 
 def test_rotary_logits_depend_on_the_offset_alone():
-    cos, sin = axial_rotation(5, 6, 16, torch.device("cpu"))
+    cos, sin = axial_rotation(Grid(1, 5, 6), 16, torch.device("cpu"))
     query, key = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     logits = rotate(query.expand(30, 16), cos, sin) @ rotate(key.expand(30, 16), cos, sin).T
     logits = logits.reshape(5, 6, 5, 6)

@@ -58,8 +58,8 @@ class Condition:
     Args:
         labels: int64 B, class indices from 0; −1 is the null condition ∅.
         texts: captions, by each of the encoders.
-        image: B×(C+1)×H×W, a picture beside the noisy one; its last channel is 1 where it says something, and all of it
-            is 0 where it says nothing. None for a model that takes no picture.
+        image: B×(C+1)×H×W, a picture beside the noisy one, or B×(C+1)×T×H×W; its last channel is 1 where it says
+            something, and all of it is 0 where it says nothing. None for a model that takes no picture.
         against: what guidance leads away from in place of ∅: the conditions of negative prompts.
     """
 
@@ -92,7 +92,8 @@ class Condition:
     def drop_image(self, mask: Tensor) -> Self:
         """Replace the picture by nothing where `mask` (bool B) holds."""
         assert self.image is not None
-        return replace(self, image=torch.where(mask[:, None, None, None], 0.0, self.image))
+        rows = mask.reshape(-1, *[1] * (self.image.dim() - 1))
+        return replace(self, image=torch.where(rows, 0.0, self.image))
 
     def select(self, index: Tensor | slice) -> Self:
         """The samples at `index` (int64 or bool tensor, or a slice)."""

@@ -2,10 +2,11 @@
 
 from torch import nn
 
-from rectiflow.networks.config import DiTConfig, MMDiTConfig, NetworkConfig
+from rectiflow.networks.config import DiTConfig, MMDiTConfig, NetworkConfig, UNetConfig, VideoDiTConfig
 from rectiflow.networks.dit import DiT
 from rectiflow.networks.mmdit import MMDiT
 from rectiflow.networks.unet import UNet
+from rectiflow.networks.video import VideoDiT
 
 
 def build(config: NetworkConfig) -> nn.Module:
@@ -14,6 +15,12 @@ def build(config: NetworkConfig) -> nn.Module:
     Raises:
         InputError: its channels or classes are still open.
     """
-    if isinstance(config, DiTConfig):
-        return DiT(config)
-    return MMDiT(config) if isinstance(config, MMDiTConfig) else UNet(config)
+    match config:
+        case DiTConfig():
+            return DiT(config)
+        case MMDiTConfig():
+            return MMDiT(config)
+        case VideoDiTConfig():
+            return VideoDiT(config)
+        case UNetConfig():
+            return UNet(config)

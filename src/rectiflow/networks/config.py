@@ -1,44 +1,12 @@
-"""Settings and presets of networks. Never imports torch."""
+"""Settings of networks. Never imports torch."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from rectiflow.base.config import Config
-from rectiflow.base.errors import InputError, unknown
-
-_SIZES = {
-    "tiny": {"width": 128, "depth": 6, "heads": 4},
-    "S": {"width": 384, "depth": 12, "heads": 6},
-    "B": {"width": 768, "depth": 12, "heads": 12},
-    "L": {"width": 1024, "depth": 24, "heads": 16},
-    "XL": {"width": 1152, "depth": 28, "heads": 16},
-}
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "dit": {f"{size}/{patch}": {**shape, "patch": patch} for size, shape in _SIZES.items() for patch in (1, 2, 4, 8)},
-    "mmdit": {
-        f"{size}/{patch}": {"width": width, "depth": depth, "heads": width // 64 or 1, "patch": patch}
-        for size, width, depth in (
-            ("mm-tiny", 128, 6),
-            ("mm-S", 384, 12),
-            ("mm-B", 768, 12),
-            ("mm-L", 1024, 24),
-            ("mm-2B", 1536, 36),
-        )
-        for patch in (1, 2, 4, 8)
-    },
-    "unet": {
-        f"unet-{size}": {
-            "width": width,
-            "multipliers": (1, 2, 4),
-            "blocks": 2,
-            "attention": (2, 4),
-            "heads": width // 16,
-        }
-        for size, width in {"S": 48, "M": 96, "L": 192}.items()
-    },
-}
+from rectiflow.base.errors import InputError
 
 
 class TokensInput(Config):
@@ -74,11 +42,11 @@ class StatesInput(Config):
 TextInput = Annotated[TokensInput | StatesInput, Field(discriminator="kind")]
 
 
-class DiTConfig(Config):
-    """A diffusion transformer (Peebles & Xie 2023) with RMSNorm, QK-norm, SwiGLU and axial RoPE.
+class TransformerConfig(Config, ABC):
+    """What transformers over patches have in common.
 
     Args:
-        kind: "dit".
+        kind: which of them it is.
         channels: C of its input and output; None takes it from the data.
         classes: number of labels; 0 is unconditional, None takes it from the data.
         patch: side of a patch in pixels; it must divide height and width.
@@ -89,12 +57,11 @@ class DiTConfig(Config):
             "shared", one map for all blocks and a bias in each, with about a third of the parameters less.
         label_std: standard deviation of the labels' features at first, > 0. At low rates labels that start nearly alike
             stay so for a thousand steps.
-        texts: captions, by one encoder or several; () is none, None takes them from the run. Each block then attends
-            to their tokens (Chen et al. 2024, PixArt-α), and one vector for all of a caption joins the time.
+        texts: captions, by one encoder or several; () is none, None takes them from the run.
         picture: channels of a picture given as condition; 0 is none, None takes it from the run.
     """
 
-    kind: Literal["dit"] = "dit"
+    kind: str
     channels: int | None = Field(None, ge=1)
     classes: int | None = Field(None, ge=0)
     patch: int = Field(2, ge=1)
@@ -108,8 +75,17 @@ class DiTConfig(Config):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        _check_heads(self.width, self.heads)
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads must give a multiple of 4 each; "
+                f"use a width that is a multiple of {4 * self.heads}"
+            )
         return self
+
+    @property
+    @abstractmethod
+    def needs_captions(self) -> bool:
+        """Whether it is of no use without captions."""
 
     @property
     def multiple(self) -> int:
@@ -117,42 +93,31 @@ class DiTConfig(Config):
         return self.patch
 
 
-class MMDiTConfig(Config):
+class DiTConfig(TransformerConfig):
+    """A diffusion transformer (Peebles & Xie 2023) with RMSNorm, QK-norm, SwiGLU and axial RoPE.
+
+    With captions each block attends to their tokens (Chen et al. 2024, PixArt-α), and one vector for all of a caption
+    joins the time. Arguments as for `TransformerConfig`, with kind "dit".
+    """
+
+    kind: Literal["dit"] = "dit"
+
+    @property
+    def needs_captions(self) -> bool:
+        """Labels will do."""
+        return False
+
+
+class MMDiTConfig(TransformerConfig):
     """A transformer with a stream for the picture and one for the caption (Esser et al. 2024, MM-DiT).
 
-    The streams have weights of their own and attend to both together. Queries and keys are normalised, those of the
-    picture turned by their place; a vector for the whole caption joins the time in the modulation.
-
-    Args:
-        kind: "mmdit".
-        channels: as for "dit".
-        classes: as for "dit".
-        patch: as for "dit".
-        width: as for "dit".
-        depth: number of joint blocks.
-        heads: as for "dit".
-        modulation: as for "dit"; each stream has its own.
-        label_std: as for "dit".
-        texts: captions, by one encoder or several, at least one; None takes them from the run.
-        picture: as for "dit".
+    The streams have weights and modulation of their own and attend to both together. Queries and keys are normalised,
+    those of the picture turned by their place; a vector for the whole caption joins the time in the modulation.
+    Arguments as for `TransformerConfig`, with kind "mmdit" and captions by one encoder at least.
     """
 
     kind: Literal["mmdit"] = "mmdit"
-    channels: int | None = Field(None, ge=1)
-    classes: int | None = Field(None, ge=0)
-    patch: int = Field(2, ge=1)
-    width: int = Field(128, ge=4)
-    depth: int = Field(6, ge=1)
-    heads: int = Field(4, ge=1)
     modulation: Literal["block", "shared"] = "shared"
-    label_std: float = Field(0.02, gt=0)
-    texts: tuple[TextInput, ...] | None = None
-    picture: int | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        _check_heads(self.width, self.heads)
-        return self
 
     @model_validator(mode="after")
     def _has_captions(self) -> Self:
@@ -161,9 +126,42 @@ class MMDiTConfig(Config):
         return self
 
     @property
-    def multiple(self) -> int:
-        """What divides the height and the width of its input."""
-        return self.patch
+    def needs_captions(self) -> bool:
+        """It has a stream for them."""
+        return True
+
+
+class VideoDiTConfig(TransformerConfig):
+    """A transformer over patches of space and time, which takes clips B×C×T×H×W and pictures as clips of one frame.
+
+    Captions have a stream of their own as in "mmdit"; without captions it is one stream as in "dit". Queries and keys
+    are turned by time, row and column: of the c/2 pairs of a head ⌊c/6⌋ by the row, as many by the column and the
+    rest by time (of 32 features 12, 10 and 10). Arguments as for `TransformerConfig`, with kind "video", 8 features of
+    a head at least, and:
+
+    Args:
+        attention: "full", each token attends to all of the clip; or "factorised", with the same weights, in turns to
+            its frame (the first block, the third, …) and to its place at all times. To captions both attend.
+        picture: channels of clean latents given as condition for some of the frames.
+    """
+
+    kind: Literal["video"] = "video"
+    modulation: Literal["block", "shared"] = "shared"
+    attention: Literal["full", "factorised"] = "full"
+
+    @model_validator(mode="after")
+    def _heads_are_wide(self) -> Self:
+        if self.width < 8 * self.heads:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads leaves no pair to turn by row and column; "
+                f"use {self.width // 8 or 1} heads or fewer"
+            )
+        return self
+
+    @property
+    def needs_captions(self) -> bool:
+        """Labels will do."""
+        return False
 
 
 class UNetConfig(Config):
@@ -223,20 +221,13 @@ class UNetConfig(Config):
         return 2 ** (len(self.multipliers) - 1)
 
 
-NetworkConfig = Annotated[DiTConfig | MMDiTConfig | UNetConfig, Field(discriminator="kind")]
-KINDS: dict[str, type[DiTConfig] | type[MMDiTConfig] | type[UNetConfig]] = {
+NetworkConfig = Annotated[DiTConfig | MMDiTConfig | VideoDiTConfig | UNetConfig, Field(discriminator="kind")]
+KINDS: dict[str, type[TransformerConfig] | type[UNetConfig]] = {
     "dit": DiTConfig,
     "mmdit": MMDiTConfig,
+    "video": VideoDiTConfig,
     "unet": UNetConfig,
 }
-
-
-def _check_heads(width: int, heads: int) -> None:
-    if width % (4 * heads):
-        raise ValueError(
-            f"width {width} over {heads} heads must give a multiple of 4 each; "
-            f"use a width that is a multiple of {4 * heads}"
-        )
 
 
 class Inputs(NamedTuple):
@@ -272,13 +263,13 @@ def fitted(config: NetworkConfig, inputs: Inputs) -> NetworkConfig:
             raise InputError(f"network.{name} is {number}, but the data have {there}; set network.{name}={there}.")
     if config.texts not in (None, inputs.texts):
         raise InputError("network.texts is not what the run's captions give; leave it out, and set text.encoders.")
-    if isinstance(config, MMDiTConfig) and not inputs.texts:
-        raise InputError("network.kind=mmdit is for captions, and this run has none; use network.kind=dit.")
+    if isinstance(config, TransformerConfig) and config.needs_captions and not inputs.texts:
+        raise InputError(f"network.kind={config.kind} is for captions, and this run has none; use network.kind=dit.")
     classes = inputs.classes if config.classes is None else config.classes
     return config.model_copy(update={**inputs._asdict(), "classes": classes})
 
 
-def resolved(config: NetworkConfig) -> Inputs:
+def resolved(config: TransformerConfig | UNetConfig) -> Inputs:
     """What a network that can be built is given.
 
     Raises:
@@ -287,41 +278,3 @@ def resolved(config: NetworkConfig) -> Inputs:
     if config.channels is None or config.classes is None:
         raise InputError("network.channels and network.classes are left to the data; a network needs them as numbers.")
     return Inputs(config.channels, config.classes, config.texts or (), config.picture or 0)
-
-
-def overlay(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a network with a layer of configuration put over them.
-
-    A preset stands for its numbers; numbers that stand beside it win. A layer that names another kind starts from that
-    kind's defaults: only channels and classes are kept.
-
-    Args:
-        below: settings with their kind.
-        layer: perhaps with `kind` or `preset`, such as "S/2".
-
-    Raises:
-        InputError: no such kind, or no such preset of this kind.
-    """
-    kind = layer.get("kind", below["kind"])
-    if str(kind) not in KINDS:
-        raise unknown("network.kind", str(kind), KINDS)
-    inputs = ("channels", "classes")
-    kept = dict(below) if kind == below["kind"] else {name: below.get(name) for name in inputs}
-    settings = dict(layer)
-    name = settings.pop("preset", None)
-    return {**kept, **({} if name is None else preset(str(kind), str(name))), **settings, "kind": kind}
-
-
-def preset(kind: str, name: str) -> dict[str, Any]:
-    """The numbers of a preset of one kind.
-
-    Raises:
-        InputError: no such preset of this kind.
-    """
-    for other, presets in PRESETS.items():
-        if other != kind and name in presets:
-            mine = ", ".join(PRESETS[kind])
-            raise InputError(f"preset '{name}' is of network.kind={other}, not {kind}. Expected one of: {mine}.")
-    if name not in PRESETS[kind]:
-        raise unknown("preset", name, PRESETS[kind])
-    return PRESETS[kind][name]

@@ -1,7 +1,9 @@
 """Layers: attention with QK-norm and rotary positions, SwiGLU, embeddings of times and conditions."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,38 +20,68 @@ def sinusoidal(position: Tensor, width: int, longest: float = 10_000.0) -> Tenso
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+class Grid(NamedTuple):
+    """How many patches there are in time, downwards and across; a picture is one frame."""
+
+    frames: int
+    height: int
+    width: int
+
+
 @lru_cache(maxsize=64)
-def grid_embedding(height: int, width: int, features: int, device: torch.device) -> Tensor:
-    """Fixed position embedding of a grid, (height·width)×features: half for the row, half for the column."""
-    rows, columns = _grid(height, width, device)
-    return torch.cat([sinusoidal(rows, features // 2), sinusoidal(columns, features // 2)], dim=-1)
+def grid_embedding(grid: Grid, features: int, device: torch.device) -> Tensor:
+    """Fixed position embedding, (T·h·w)×features: half for the row, half for the column.
+
+    What the sinusoids of the time have gained since time 0 is added, so that the first frame is embedded as a picture.
+    """
+    times, rows, columns = _places(grid, device)
+    place = torch.cat([sinusoidal(rows, features // 2), sinusoidal(columns, features // 2)], dim=-1)
+    if grid.frames == 1:
+        return place
+    return place + (sinusoidal(times, features) - sinusoidal(times[:1], features))
 
 
 @lru_cache(maxsize=64)
 def line_rotation(length: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Tables of `rotate` for tokens in a line, each length×features."""
-    pairs = features // 2
-    frequency = 10_000.0 ** (-torch.arange(pairs, device=device) / pairs)
-    angle = torch.arange(length, device=device)[:, None] * frequency
-    return torch.cat([angle.cos(), angle.cos()], dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)
+    return _tables([_angles(torch.arange(length, device=device), features // 2)])
 
 
 @lru_cache(maxsize=64)
-def axial_rotation(height: int, width: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tables of `rotate`, each (height·width)×features (axial RoPE; Su et al. 2021).
+def axial_rotation(grid: Grid, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tables of `rotate`, each (T·h·w)×features (axial RoPE; Su et al. 2021); time does not matter.
 
     Of the pairs (i, i+features/2) the first half turn with the row, the rest with the column.
     """
-    rows, columns = _grid(height, width, device)
-    pairs = features // 4
-    frequency = 10_000.0 ** (-torch.arange(pairs, device=device) / pairs)
-    angle = torch.cat([rows[:, None] * frequency, columns[:, None] * frequency], dim=-1)
+    _, rows, columns = _places(grid, device)
+    return _tables([_angles(rows, features // 4), _angles(columns, features // 4)])
+
+
+@lru_cache(maxsize=64)
+def space_time_rotation(grid: Grid, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tables of `rotate`, each (T·h·w)×features.
+
+    Of the P pairs (i, i+features/2) the first P − 2⌊P/3⌋ turn with the time, ⌊P/3⌋ with the row and ⌊P/3⌋ with the
+    column (as Wan 2.1 splits a head).
+    """
+    times, rows, columns = _places(grid, device)
+    pairs, third = features // 2, features // 6
+    return _tables([_angles(times, pairs - 2 * third), _angles(rows, third), _angles(columns, third)])
+
+
+def _angles(position: Tensor, pairs: int) -> Tensor:
+    return position[:, None] * 10_000.0 ** (-torch.arange(pairs, device=position.device) / pairs)
+
+
+def _tables(angles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    angle = torch.cat(list(angles), dim=-1)
     return torch.cat([angle.cos(), angle.cos()], dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)
 
 
-def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    index = torch.arange(height * width, device=device)
-    return index // width, index % width
+def _places(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Time, row and column of each token, which come frame by frame and row by row."""
+    index = torch.arange(grid.frames * grid.height * grid.width, device=device)
+    return index // (grid.height * grid.width), index // grid.width % grid.height, index % grid.width
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """The transformer of two streams, a picture's and a caption's."""
 
+from typing import final
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rectiflow.base.condition import Condition
-from rectiflow.networks.config import MMDiTConfig, resolved
-from rectiflow.networks.layers import Attention, ConditionEmbedding, SwiGLU, attend, axial_rotation, grid_embedding
-from rectiflow.networks.patches import Bias, PictureIn, modulate, patch_grid, to_image, to_patches, zero_map
-from rectiflow.networks.text import TextEmbedding
+from rectiflow.networks.config import MMDiTConfig, TransformerConfig
+from rectiflow.networks.layers import Attention, Grid, SwiGLU
+from rectiflow.networks.patches import Bias, modulate, zero_map
+from rectiflow.networks.reach import Reach, joint_attention
+from rectiflow.networks.text import Words
+from rectiflow.networks.transformer import Rotation, Transformer, picture_rotation
 
 
 class Stream(nn.Module):
@@ -19,7 +21,7 @@ class Stream(nn.Module):
         last: whether nothing comes after, so that these tokens are attended to and not changed.
     """
 
-    def __init__(self, config: MMDiTConfig, last: bool) -> None:
+    def __init__(self, config: TransformerConfig, last: bool) -> None:
         super().__init__()
         self.parts = parts = 2 if last else 6
         self.attention = Attention(config.width, config.heads)
@@ -44,12 +46,18 @@ class JointBlock(nn.Module):
         last: whether the caption's tokens are not needed any more.
     """
 
-    def __init__(self, config: MMDiTConfig, last: bool) -> None:
+    def __init__(self, config: TransformerConfig, last: bool) -> None:
         super().__init__()
         self.picture, self.text = Stream(config, last=False), Stream(config, last)
 
     def forward(
-        self, x: Tensor, y: Tensor, modulation: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor
+        self,
+        x: Tensor,
+        y: Tensor,
+        modulation: Tensor,
+        rotation: Rotation,
+        mask: Tensor,
+        reach: Reach | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x B×tokens×D of the picture and y B×L×D of the caption to the same.
 
@@ -58,7 +66,8 @@ class JointBlock(nn.Module):
             y: B×L×D.
             modulation: B×D, or B×12D if all blocks share one map, the picture's six first.
             rotation: of the picture's tokens; the caption's know their places already.
-            mask: bool B×(tokens+L), true where there is a token.
+            mask: bool B×L, true where the caption has a token.
+            reach: what the picture's tokens attend to among themselves; None is all of them.
         """
         first, second = modulation, modulation
         if modulation.shape[-1] != x.shape[-1]:
@@ -67,61 +76,40 @@ class JointBlock(nn.Module):
         told = self.text.modulations(second, y.dtype)
         of_x = self.picture.attention.project(modulate(x, shift_1, scale_1), rotation)
         of_y = self.text.attention.project(modulate(y, told[0], told[1]), None)
-        query, key, value = (torch.cat(pair, dim=-2) for pair in zip(of_x, of_y, strict=True))
         if len(told) == 2:
-            query = query[..., : x.shape[1], :]
-        attended = attend(query, key, value, mask)
-        x = torch.addcmul(x, gate_1, self.picture.attention.merge(attended[..., : x.shape[1], :]))
+            of_y = (of_y[0][..., :0, :], *of_y[1:])  # nothing is asked for the caption any more
+        drawn, heard = joint_attention(of_x, of_y, mask, reach)
+        x = torch.addcmul(x, gate_1, self.picture.attention.merge(drawn))
         x = torch.addcmul(x, gate_2, self.picture.feed_forward(modulate(x, shift_2, scale_2)))
         if len(told) == 6:
-            y = torch.addcmul(y, told[2], self.text.attention.merge(attended[..., x.shape[1] :, :]))
+            y = torch.addcmul(y, told[2], self.text.attention.merge(heard))
             y = torch.addcmul(y, told[5], self.text.feed_forward(modulate(y, told[3], told[4])))
         return x, y
 
 
-class MMDiT(nn.Module):
-    """Patches and tokens of a caption → joint blocks → patches (Esser et al. 2024).
-
-    Accepts any height and width that the patch divides, and captions of any length.
+@final
+class MMDiT(Transformer):
+    """A stream of patches and one of a caption's tokens (Esser et al. 2024); captions may have any length.
 
     Args:
         config: its settings.
     """
 
     def __init__(self, config: MMDiTConfig) -> None:
-        super().__init__()
-        self.config = config
-        inputs = resolved(config)
-        self.channels, width, pixels = inputs.channels, config.width, config.patch**2 * inputs.channels
-        self.patch_in = nn.Linear(pixels, width)
-        self.picture_in = PictureIn(inputs.picture, config.patch, width) if inputs.picture else None
-        self.embedding = ConditionEmbedding(inputs.classes, width, config.label_std)
-        self.words = TextEmbedding(inputs.texts, width)
-        self.shared = zero_map(width, 12) if config.modulation == "shared" else nn.Identity()
-        self.blocks = nn.ModuleList(JointBlock(config, i == config.depth - 1) for i in range(config.depth))
-        self.final = zero_map(width, 2)
-        self.patch_out = nn.Linear(width, pixels)
-        nn.init.zeros_(self.patch_out.weight)
-        nn.init.zeros_(self.patch_out.bias)
+        super().__init__(config, parts=12)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """x_t B×C×H×W and t B (float32) to B×C×H×W.
+    def block(self, number: int) -> JointBlock:
+        """The last needs the caption's tokens no more when it is done."""
+        return JointBlock(self.config, number == self.config.depth - 1)
 
-        Raises:
-            InputError: the patch does not divide H and W, or the channels or encoders differ.
-        """
-        height, width = grid = patch_grid(x_t, self.channels, self.config.patch)
-        words = self.words(condition, len(x_t))
-        c = F.silu(self.embedding(t, condition) + words.pooled)
-        rotation = axial_rotation(height, width, self.config.width // self.config.heads, x_t.device)
-        x = self.patch_in(to_patches(x_t, self.config.patch))
-        if self.picture_in is not None:
-            x = self.picture_in(x, condition)
-        x = x + grid_embedding(height, width, self.config.width, x_t.device).to(x.dtype)
+    def rotation(self, grid: Grid, features: int, device: torch.device) -> Rotation:
+        """By row and column."""
+        return picture_rotation(grid, features, device)
+
+    def march(self, x: Tensor, modulation: Tensor, rotation: Rotation, words: Words | None, grid: Grid) -> Tensor:
+        """B×tokens×D through all blocks, to the same."""
+        assert words is not None
         y = words.tokens.to(x.dtype)
-        mask = torch.cat([words.mask.new_ones(len(x), x.shape[1]), words.mask], dim=1)
-        modulation = self.shared(c)
         for block in self.blocks:
-            x, y = block(x, y, modulation, rotation, mask)
-        shift, scale = self.final(c).to(x.dtype)[:, None].chunk(2, dim=-1)
-        return to_image(self.patch_out(modulate(x, shift, scale)), grid, self.config.patch)
+            x, y = block(x, y, modulation, rotation, words.mask)
+        return x

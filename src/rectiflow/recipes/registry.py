@@ -7,8 +7,8 @@ from typing import Any
 from rectiflow.autoencoders.config import overlay as overlay_autoencoder
 from rectiflow.base.config import merge, parse_setting, read_yaml
 from rectiflow.base.errors import InputError, unknown
-from rectiflow.networks.config import overlay
-from rectiflow.recipes.autoencoder import autoencoder
+from rectiflow.networks.presets import overlay
+from rectiflow.recipes.autoencoder import autoencoder, video_autoencoder
 from rectiflow.recipes.ddpm import ddpm
 from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
@@ -26,6 +26,7 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "ddpm": ddpm,
     "folder": folder,
     "autoencoder": autoencoder,
+    "video-autoencoder": video_autoencoder,
     "latent": latent,
     "latent-256": latent_256,
     "text": text,

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rectiflow.autoencoders.frames import fold, like
+
 _LEAST = 0.25
 
 
@@ -38,8 +40,8 @@ class Move:
         return cls(rows, columns, int(float(uniform[1]) * 4))
 
     def __call__(self, x: Tensor, factor: int = 1) -> Tensor:
-        """Latents B×C×h×w, or with their `factor` f pictures B×C×fh×fw, moved."""
+        """Latents B×C×h×w, or with their `factor` f pictures B×C×fh×fw, moved; all frames of clips alike."""
         size = (factor * self.height, factor * self.width)
         if size != tuple(x.shape[-2:]):
-            x = F.interpolate(x.float(), size, mode="bilinear", antialias=True)
+            x = like(F.interpolate(fold(x).float(), size, mode="bilinear", antialias=True), x)
         return torch.rot90(x, self.turns, (-2, -1)) if self.turns else x

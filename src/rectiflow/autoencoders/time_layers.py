@@ -60,9 +60,10 @@ class TimeConv(nn.Module):
             return F.conv2d(frames, self.weight[:, :, -1:], self.bias)
         x = _along_time(frames, batch)
         if memory is None or not memory.begun(self):
-            x = F.pad(x, (0, 0, kernel - 1, 0))
+            past = x.new_zeros(batch, kernel - 1, x.shape[3], x.shape[1]).permute(0, 3, 1, 2)
         else:
-            x = torch.cat([memory.kept[self], x], dim=2)
+            past = memory.kept[self]
+        x = torch.cat([past, x], dim=2)
         if memory is not None:
             memory.kept[self] = x[:, :, x.shape[2] - (kernel - self.stride) :].clone()
         return _as_frames(F.conv2d(x, self.weight, self.bias, stride=(self.stride, 1)), height)

@@ -26,8 +26,9 @@ class VideoVAE(nn.Module):
         InputError: the channels are still open.
     """
 
-    # Factorised, (2+1)-D (Tran et al. 2018): a third more work than the picture network in place of three times as much
-    # by 3-D kernels, and the weights of a picture network are this one's by name.
+    # Factorised, (2+1)-D (Tran et al. 2018), where kernels of 3×3×3 multiply three times as much. For as many frames
+    # the layers along time add 13 % to a step (width 16, 32×32, one CPU thread), and the weights of a picture network
+    # are this one's by name.
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Note(Config):
         format: of the folder.
         fingerprint: of what is encoded.
         shard_size: pictures in a shard, unless it is the last.
-        shape: 2C′, h, w.
+        shape: 2C′, h, w, or of clips 2C′, T′, h, w.
         shard: the file.
         sums: of its latents.
     """
@@ -91,7 +91,8 @@ def encode_set(
 
     Args:
         data: the pictures.
-        moments: float32 B×C×H×W in [−1, 1] to the moments of their normalised latents, B×2C′×h×w, on any device.
+        moments: float32 B×C×H×W in [−1, 1] (clips: B×C×T×H×W) to the moments of their normalised latents, B×2C′×h×w
+            (B×2C′×T′×h×w), on any device.
         folder: new, empty, or begun by this function.
         config: versions, dtype, sizes.
         data_config: crops, mirrors, noise, and how many threads decode ahead.
@@ -188,7 +189,7 @@ class _Encoder:
         x = to_float(pixels)
         if self.data_config.flip and version:
             mirrored = self._draws(index, version)[:, 3] < (1 if version == 1 else 0.5)
-            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+            x = torch.where(mirrored.reshape(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
         width = self.data_config.dequantise * 2 / (self.levels - 1)
         if width:
             key = Key(self.config.seed, f"latents {part} dequantise", version)
@@ -200,7 +201,6 @@ class _Encoder:
 
     def _stored(self, moments: Tensor) -> Tensor:
         dtype: torch.dtype = getattr(torch, self.config.dtype)
-        assert moments.ndim == 4
         assert moments.shape[1] % 2 == 0
         stored = moments.to(dtype).cpu()
         if not stored.isfinite().all():
@@ -272,9 +272,9 @@ def _sums(block: Tensor) -> Sums:
     posterior = Posterior.of(block.double())
     # Contiguous, since strides take another code path, which may differ in the last bit.
     mean, variance = posterior.mean.contiguous(), posterior.log_variance.contiguous().exp()
-    mean_sum, square, spread = (values.sum((0, 2, 3)).tolist() for values in (mean, mean.square(), variance))
-    count = mean.numel() // mean.shape[1]
-    return Sums(count=count, mean=tuple(mean_sum), square=tuple(square), variance=tuple(spread))
+    over = (0, *range(2, block.dim()))
+    mean_sum, square, spread = (tuple(values.sum(over).tolist()) for values in (mean, mean.square(), variance))
+    return Sums(count=mean.numel() // mean.shape[1], mean=mean_sum, square=square, variance=spread)
 
 
 def _added(sums: Sequence[Sums]) -> Sums:

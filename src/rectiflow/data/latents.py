@@ -5,8 +5,9 @@
     FOLDER/train-00000.json, …             what the shard holds, and its sums: by these an encoding goes on
     FOLDER/held_out-00000.arrow, .json, …
 
-Row i·V + v holds version v of picture i: C′ means, then C′ log-variances, of h×w each, as float16, or as the 16 bits of
-a bfloat16 in an int16. Shards are mapped from disk, so that their pages are the system's to keep or to drop.
+Row i·V + v holds version v of picture i: C′ means, then C′ log-variances, of h×w each (of a clip T′×h×w, as
+`LatentSpace.stored_moments` has them), as float16, or as the 16 bits of a bfloat16 in an int16. Shards are mapped from
+disk, so that their pages are the system's to keep or to drop.
 """
 
 import json
@@ -73,7 +74,7 @@ class Manifest(Config):
     Args:
         format: of the folder.
         fingerprint: see `fingerprint`.
-        shape: 2C′, h, w of the moments of one picture.
+        shape: 2C′, h, w of the moments of one picture; 2C′, T′, h, w of those of a clip.
         dtype: in which they are kept.
         variants: versions of each training picture, V.
         train: the pictures to train on.
@@ -95,12 +96,13 @@ class Manifest(Config):
 
 @final
 class Latents(Images):
-    """Moments of a posterior for each picture, B×2C′×h×w (`Posterior.of`), mapped from disk.
+    """Moments of a posterior for each picture, B×2C′×h×w (`Posterior.of`), mapped from disk; for each clip
+    B×2C′×T′×h×w.
 
     Args:
         blocks: int16 rows×2C′×h×w each, together the rows of the part; not copied.
         pixels: the pictures they were made of, for labels and captions.
-        shape: 2C′, h, w.
+        shape: 2C′, h, w, or of clips 2C′, T′, h, w.
         dtype: torch.float16 or torch.bfloat16, which the 16 bits mean.
         variants: versions of each picture, V.
     """
@@ -160,8 +162,12 @@ def fingerprint(
         config: variants, seed, dtype.
     """
     folder, random = data_config.set == "folder", config.variants > 1
-    channels, height, width = data.shape
-    transform = {"size": f"{height}×{width}", "channels": channels, "variants": config.variants}
+    height, width = data.size
+    transform = {"size": f"{height}×{width}", "channels": data.shape[0], "variants": config.variants}
+    if len(data.shape) == 4:
+        transform["frames"] = data.shape[1]
+        if folder and data_config.rate is not None:
+            transform["rate"] = f"{data_config.rate:g}"
     transform["dequantise"] = f"{data_config.dequantise:g}"
     if folder:
         transform |= {"filter": data_config.filter, "background": data_config.background}

@@ -1,19 +1,20 @@
-"""A report folder on an autoencoder: reconstructions of held-out pictures, and what its own prior gives."""
+"""A report folder on an autoencoder: reconstructions of held-out pictures or clips, and what its own prior gives."""
 
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from rectiflow.autoencoders.frames import fold
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.files import write_text
 from rectiflow.base.randomness import Key
-from rectiflow.data.images import ImageSet
+from rectiflow.data.images import Images, ImageSet
 from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import Features, features
@@ -31,9 +32,11 @@ def evaluate_autoencoder(
 ) -> dict[str, Any]:
     """Measure an autoencoder on held-out pictures; write report.json, report.md and their pictures into `out`.
 
+    Clips are judged by their frames, each a picture.
+
     Args:
         space: the autoencoder, on any device; pictures are decoded from the means of their latents.
-        data: its pictures; where none are held out, those of training are judged, and the report says so.
+        data: its pictures or clips; where none are held out, those of training are judged, and the report says so.
         config: how many pictures, which features, the seed.
         out: the folder; made if need be.
         about: what the model is, for readers.
@@ -47,10 +50,11 @@ def evaluate_autoencoder(
     prior = prior_pictures(space, data.shape, min(config.count, len(originals)), config.seed)
     out.mkdir(parents=True, exist_ok=True)
     notes = [] if len(data.held_out) else ["no pictures are held out: these are training pictures."]
-    exact = int(psnr(made, originals).isinf().sum())
-    if 0 < exact < len(originals):
-        notes.append(f"{exact} of {len(originals)} reconstructions are exact, so that the mean PSNR is infinite.")
-    scores = asdict(reconstruction_scores(made, originals))
+    frames = fold(made), fold(originals)
+    exact, count = int(psnr(*frames).isinf().sum()), len(frames[0])
+    if 0 < exact < count:
+        notes.append(f"{exact} of {count} reconstructions are exact, so that the mean PSNR is infinite.")
+    scores = asdict(reconstruction_scores(*frames))
     result: dict[str, Any] = {
         "model": about,
         "count": len(originals),
@@ -58,17 +62,37 @@ def evaluate_autoencoder(
         "notes": notes,
     }
     if len(originals) >= _FEWEST:
-        by = features(config.features, data.train, config.seed)
-        result["frechet"] = _distances(by, made, prior, originals)
+        seen = data.train if made.dim() == 4 else Frames(data.train)
+        by = features(config.features, seen, config.seed)
+        result["frechet"] = _distances(by, frames[0], fold(prior), frames[1])
         by.save(out)
     else:
         notes.append(f"Fréchet distances need {_FEWEST} held-out pictures.")
     shown = slice(min(_SHOWN, len(originals)))
     _save(sheet(originals[shown], made[shown]), 3, out / "reconstructions.png")
-    _save(prior[: 2 * _SHOWN], _SHOWN, out / "prior.png")
+    _save(fold(prior)[: 2 * _SHOWN], _SHOWN, out / "prior.png")
     write_text(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "report.md", autoencoder_page(result))
     return result
+
+
+@final
+class Frames(Images):
+    """The frames of clips, each a picture: frame t of clip i is number i·T + t.
+
+    Args:
+        clips: C, T, H, W.
+    """
+
+    def __init__(self, clips: Images) -> None:
+        channels, self.frames, height, width = clips.shape
+        self.clips, self.shape = clips, (channels, height, width)
+        self.labels = clips.labels.repeat_interleave(self.frames)
+
+    def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
+        """The frames at `index`, B×C×H×W."""
+        clips = self.clips.fetch(index // self.frames, place)
+        return clips[torch.arange(len(index)), :, index % self.frames]
 
 
 def _reconstructed(space: LatentSpace, x: Tensor) -> Iterator[Tensor]:

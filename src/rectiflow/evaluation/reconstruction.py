@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rectiflow.autoencoders.frames import fold
 from rectiflow.autoencoders.structure import ssim
 from rectiflow.base.errors import InputError
 from rectiflow.data.pictures import to_uint8
@@ -151,14 +152,19 @@ def gradient_correlation(a: Tensor, b: Tensor) -> float:
 def sheet(originals: Tensor, reconstructions: Tensor, gain: float = 4.0) -> Tensor:
     """Rows of original, reconstruction, and their difference times `gain` about grey: 3N×C×H×W in [−1, 1].
 
-    For `grid(to_uint8(sheet(…)), columns=3)` of `rectiflow.data.pictures`.
+    Of clips N×C×T×H×W: for each a row of the first, the middle and the last frame, one of what was made of these, and
+    one of the differences, 9N×C×H×W. For `grid(to_uint8(sheet(…)), columns=3)` of `rectiflow.data.pictures`.
 
     Raises:
         InputError: shapes that differ, or no pictures.
     """
-    _check(reconstructions, originals)
+    _check(fold(reconstructions), fold(originals))
     difference = (reconstructions - originals) * gain
-    return torch.stack([originals, reconstructions, difference], dim=1).flatten(0, 1).clamp(-1, 1)
+    rows = torch.stack([originals, reconstructions, difference], dim=1).clamp(-1, 1)
+    if originals.dim() == 5:
+        last = originals.shape[2] - 1
+        rows = rows[:, :, :, [0, last // 2, last]].transpose(2, 3)  # N×3×3×C×H×W
+    return rows.flatten(0, -4)
 
 
 def _luma(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""An autoencoder of a folder of pictures: the first stage of a latent model, or a model by itself."""
+"""Autoencoders of pictures and of clips: the first stage of a latent model, or a model by itself."""
 
 from rectiflow.autoencoders.config import AutoencoderConfig
 from rectiflow.data.config import DataConfig
@@ -19,4 +19,20 @@ def autoencoder() -> AutoencoderRunConfig:
         optimiser=OptimiserConfig(lr=1e-3, betas=(0.9, 0.99), warmup=100, decay="cosine"),
         ema=EmaConfig(decay=0.995),
         every=EveryConfig(log=20, held_out=250, preview=500, first_preview=125, save=500),
+    )
+
+
+def video_autoencoder() -> AutoencoderRunConfig:
+    """A causal VAE-GAN of clips, of factor 4 in space and in time with 16 channels, on digit-clips."""
+    return AutoencoderRunConfig(
+        recipe="video-autoencoder",
+        data=DataConfig(set="digit-clips", frames=17),
+        network=AutoencoderConfig(width=16, multipliers=(1, 2, 4), latent_channels=16, temporal=4),
+        loss=ReconstructionConfig(absolute=1.0, structure=0.5, kl=1e-6),
+        discriminator=DiscriminatorConfig(width=16),
+        steps=800,
+        batch=8,
+        optimiser=OptimiserConfig(lr=2e-3, betas=(0.9, 0.99), warmup=50, decay="cosine"),
+        ema=EmaConfig(decay=0.99),
+        every=EveryConfig(log=20, held_out=100, preview=200, first_preview=50, save=200),
     )

@@ -43,6 +43,8 @@ class ReconstructionConfig(Config):
 class DiscriminatorConfig(Config):
     """The adversary of an autoencoder, a PatchGAN with the hinge loss (Isola et al. 2017; Esser et al. 2021).
 
+    Of clips it is one of patches in space and time.
+
     Args:
         weight: of its term, times the adaptive weight ‖∇ reconstruction‖/‖∇ adversarial‖ at the last layer; 0 is no
             discriminator.
@@ -82,6 +84,8 @@ class AutoencoderRunConfig(TrainingConfig):
         loss: what a reconstruction is judged by.
         discriminator: its adversary.
         preview: held-out pictures in a preview.
+        start_from: run or model folder of an autoencoder of pictures, whose weights one of clips starts from; empty is
+            none.
     """
 
     objective: Literal["autoencoder"] = "autoencoder"
@@ -89,6 +93,7 @@ class AutoencoderRunConfig(TrainingConfig):
     loss: ReconstructionConfig = ReconstructionConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     preview: int = Field(6, ge=1)
+    start_from: str = ""
 
     @model_validator(mode="after")
     def _graphs_are_kept(self) -> Self:
@@ -97,6 +102,12 @@ class AutoencoderRunConfig(TrainingConfig):
                 "compile=true gives the graph up that a discriminator's adaptive weight and penalty go through twice; "
                 "set compile=false or discriminator.weight=0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_as_clips(self) -> Self:
+        if self.start_from and self.network.temporal == 1:
+            raise ValueError("start_from is for an autoencoder of clips; set network.temporal=4 or leave it out")
         return self
 
     @property

@@ -9,15 +9,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rectiflow.autoencoders.adversarial import adaptive_weight, generator_hinge, gradient_penalty, hinge, lecam
-from rectiflow.autoencoders.config import check_sides, fitted
-from rectiflow.autoencoders.discriminator import Discriminator, most_layers
+from rectiflow.autoencoders.build import build_autoencoder
+from rectiflow.autoencoders.config import check_frames, check_sides, fitted
+from rectiflow.autoencoders.discriminator import Discriminator, VideoDiscriminator, most_layers
 from rectiflow.autoencoders.equivariance import Move
+from rectiflow.autoencoders.frames import fold
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.patch_code import PatchCode
 from rectiflow.autoencoders.perceptual import LPIPS, read_lpips
 from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.autoencoders.structure import structure_loss
 from rectiflow.autoencoders.vae import VAE
+from rectiflow.autoencoders.video_vae import VideoVAE
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, ImageSet, to_float
@@ -25,7 +28,7 @@ from rectiflow.data.loader import Loader
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.evaluation.linear_code import linear_code
 from rectiflow.evaluation.reconstruction import psnr, sheet
-from rectiflow.models.autoencoder import save_autoencoder
+from rectiflow.models.autoencoder import load_autoencoder, save_autoencoder
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.config import OptimiserConfig
 from rectiflow.training.diagnostics import latent_diagnostics, latents_dead, verdict
@@ -44,11 +47,12 @@ class AutoencoderStage(Stage):
     With w = `discriminator.weight` and the adaptive weight λ (`adaptive_weight`), a step minimises
     mean|x − x̂| + … + kl·KL − w·λ·mean D(x̂) by the autoencoder, then the hinge loss by the discriminator, on the same
     reconstructions. Neither turn leaves a gradient in the other's network. Where a batch is taken in parts, λ is each
-    part's own, so that parts add up to the whole but for λ.
+    part's own, so that parts add up to the whole but for λ. Clips go through whole, against a discriminator of clips;
+    structure, perceptual distance and PSNR are of their frames.
 
     Args:
         config: the run.
-        data: pictures to train on.
+        data: pictures or clips to train on.
         device: where to train.
 
     Attributes:
@@ -61,18 +65,22 @@ class AutoencoderStage(Stage):
         config = config.model_copy(update={"network": fitted(config.network, data.shape[0])})
         self.config, self.data, self.device = config, data, device
         check_sides(config.network.factor, data.size)
+        check_frames(config.network.temporal, data.shape)
         self.samples_per_step = config.batch
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
-        self.vae, self.turns = VAE(config.network), ("autoencoder",)
-        if self.vae.code is not None:
+        self.vae, self.turns = build_autoencoder(config.network), ("autoencoder",)
+        if isinstance(self.vae, VideoVAE):
+            _start(self.vae, config.start_from)
+        elif self.vae.code is not None:
             self._begin_from_linear_code(self.vae.code)
         networks: dict[str, nn.Module] = {"autoencoder": self.vae}
-        self.discriminator: Discriminator | None = None
+        self.discriminator: Discriminator | VideoDiscriminator | None = None
         if config.discriminator.weight:
             asked = config.discriminator
             layers = most_layers(min(data.size), asked.layers)
-            self.discriminator = Discriminator(data.shape[0], asked.width, layers)
+            kind = Discriminator if config.network.temporal == 1 else VideoDiscriminator
+            self.discriminator = kind(data.shape[0], asked.width, layers)
             networks["discriminator"], self.turns = self.discriminator, ("autoencoder", "discriminator")
         self.wrapped: dict[str, Callable[..., Any]] = dict(networks)
         self.module = nn.ModuleDict(networks)
@@ -149,9 +157,9 @@ class AutoencoderStage(Stage):
         if asked.square:
             terms["square"] = asked.square * (made - x).square().mean()
         if asked.structure:
-            terms["structure"] = asked.structure * structure_loss(made, x).mean()
+            terms["structure"] = asked.structure * structure_loss(fold(made), fold(x)).mean()
         if self.perceptual is not None:
-            terms["perceptual"] = asked.perceptual_weight * self.perceptual(made, x).mean()
+            terms["perceptual"] = asked.perceptual_weight * self.perceptual(fold(made), fold(x)).mean()
         return terms
 
     def _game(self, x: Tensor, step: int, part: slice) -> Tensor:
@@ -197,18 +205,22 @@ class AutoencoderStage(Stage):
         for x in self._pictures(self.data.held_out, _HELD_OUT):
             with torch.no_grad():
                 made = vae.decode(vae.encode(x).mean).float()
-                quality += float(psnr(made, x).sum())
+                quality += float(psnr(fold(made), fold(x)).mean()) * len(x)
                 losses += float(sum(self._terms(made, x).values())) * len(x)
             count += len(x)
         return {"held_out_psnr": quality / count, "held_out_loss": losses / count} if count else {}
 
     def preview(self, module: nn.Module) -> Image.Image:
-        """Held-out pictures, what becomes of them, and the difference around grey, fourfold; a row each."""
+        """Held-out pictures, what becomes of them, and the difference around grey, fourfold; a row each.
+
+        Of clips the first, middle and last frame, what becomes of these beneath, and the difference beneath that.
+        """
         vae = _vae(module)
-        x = next(self._pictures(self.data.unseen, self.config.preview))
-        with torch.no_grad():
-            rows = sheet(x, vae.decode(vae.encode(x).mean).float())
-        return grid(to_uint8(rows), 3, screen_scale(*self.data.size))
+        rows = []
+        for x in self._pictures(self.data.unseen, self.config.preview):
+            with torch.no_grad():
+                rows.append(sheet(x, vae.decode(vae.encode(x).mean).float()))
+        return grid(to_uint8(torch.cat(rows)), 3, screen_scale(*self.data.size))
 
     def save(self, module: nn.Module, folder: Path, step: int) -> None:
         """Write the autoencoder, with the mean and deviation of its latents on training pictures."""
@@ -217,14 +229,15 @@ class AutoencoderStage(Stage):
         training = {"recipe": self.config.recipe, "step": step, "steps": self.config.steps}
         save_autoencoder(LatentSpace(vae, *self._statistics(vae, count)), self.data.shape, training, folder)
 
-    def _statistics(self, vae: VAE, count: int) -> tuple[Tensor, Tensor]:
+    def _statistics(self, vae: VAE | VideoVAE, count: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each latent channel over training pictures: of draws, so of E[s²] + Var[m]."""
         sums, number = torch.zeros(2, self.config.network.latent_channels, dtype=torch.float64), 0
         for x in self._pictures(self.data.train, count):
             with torch.no_grad():
                 posterior = vae.encode(x)
             mean, variance = posterior.mean.double().cpu(), posterior.log_variance.double().exp().cpu()
-            sums += torch.stack([mean.sum((0, 2, 3)), (mean.square() + variance).sum((0, 2, 3))])
+            by_channel = [each.transpose(0, 1).flatten(1).sum(1) for each in (mean, mean.square() + variance)]
+            sums += torch.stack(by_channel)
             number += mean[:, 0].numel()
         mean, square = sums / number
         return mean, (square - mean.square()).clamp_min(1e-12).sqrt()
@@ -237,7 +250,8 @@ class AutoencoderStage(Stage):
     def _pictures(self, images: Images, count: int) -> Iterator[Tensor]:
         # From all over the set, whose order may mean something.
         index = Key(self.config.seed, "shown pictures").permutation(len(images))[:count] if len(images) else None
-        for chunk in () if index is None else torch.split(index, _CHUNK):
+        frames = self.data.shape[1] if len(self.data.shape) == 4 else 1
+        for chunk in () if index is None else torch.split(index, max(1, _CHUNK // frames)):
             yield to_float(images.fetch(chunk)).to(self.device)
 
     def _move(self, step: int, x: Tensor) -> Move | None:
@@ -255,16 +269,25 @@ class AutoencoderStage(Stage):
         return x if move is None else move(x, self.config.network.factor)
 
     def _draw(self, purpose: str, step: int, index: Tensor, x: Tensor) -> Tensor:
-        factor = self.config.network.factor
-        shape = (self.config.network.latent_channels, x.shape[-2] // factor, x.shape[-1] // factor)
+        shape = self.config.network.latent_shape(x.shape[1:])
         return self._key(purpose, step).normal(index, shape).to(self.device)
 
     def _key(self, purpose: str, step: int) -> Key:
         return Key(self.config.seed, f"autoencoder {purpose}", step)
 
 
-def _vae(module: nn.Module) -> VAE:
+def _vae(module: nn.Module) -> VAE | VideoVAE:
     """The autoencoder in the trained module or its average."""
     vae = module.get_submodule("autoencoder")
-    assert isinstance(vae, VAE)
+    assert isinstance(vae, VAE | VideoVAE)
     return vae
+
+
+def _start(vae: VideoVAE, name: str) -> None:
+    """From the autoencoder of pictures of that name, if there is one."""
+    if not name:
+        return
+    found = load_autoencoder(name).network
+    if not isinstance(found, VAE):
+        raise InputError(f"start_from={name} is an autoencoder of clips; name one of pictures, or leave it out.")
+    vae.start_from_image(found)

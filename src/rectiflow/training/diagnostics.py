@@ -17,7 +17,7 @@ def latent_diagnostics(posterior: Posterior, divergence: Tensor) -> dict[str, Te
 
     A channel is dead if its KL is under a hundredth of a nat: it says next to nothing of the picture.
     """
-    by_channel = divergence.detach().mean((0, 2, 3))
+    by_channel = divergence.detach().transpose(0, 1).flatten(1).mean(1)
     return {
         "kl": by_channel.mean(),
         "dead_channels": (by_channel < DEAD_NATS).sum().float(),

@@ -9,6 +9,7 @@ from rectiflow.base.config import merge, parse_setting, read_yaml
 from rectiflow.base.errors import InputError, unknown
 from rectiflow.networks.presets import overlay
 from rectiflow.recipes.autoencoder import autoencoder, video_autoencoder
+from rectiflow.recipes.clips import clips, video
 from rectiflow.recipes.ddpm import ddpm
 from rectiflow.recipes.digits import digits
 from rectiflow.recipes.folder import folder
@@ -31,6 +32,9 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "latent-256": latent_256,
     "text": text,
     "scenes": scenes,
+    "video-autoencoder": video_autoencoder,
+    "clips": clips,
+    "video": video,
     "super-resolution": super_resolution,
     "colour": colour,
     "vae": vae,

@@ -49,7 +49,7 @@ def pipeline_of(pipeline, gang):
 
 @pytest.fixture
 def lane(classes):
-    """An engine of one lane that knows that its model is brisk, and is at work."""
+    """An engine of one lane that has been at work."""
     with engine_of(classes, lanes=1) as engine:
         engine.submit(Request(("cat",), steps=2), lambda event: None)
         until(lambda: counted(engine, "rectiflow_requests_total", outcome="completed") == 1)
@@ -98,3 +98,29 @@ def test_a_gang_with_a_fault_is_made_again_one_by_one(lane, classes, monkeypatch
             lane.submit(Request((name,), steps=5), box.put)
     kinds = [type(box.get(timeout=10)) for box in boxes]
     assert kinds == [Finished, Failed, Finished]
+
+
+def test_who_leaves_a_gang_is_not_computed_any_more(lane, classes, monkeypatch):
+    network = classes.flow.network
+    whole, sizes = type(network).forward, []
+
+    def watched(self, x_t, t, condition=None):
+        sizes.append(len(x_t))
+        if len(sizes) == 20:
+            lane.cancel(jobs[1])
+        return whole(self, x_t, t, condition)
+
+    monkeypatch.setattr(type(network), "forward", watched)
+    boxes = [queue.Queue() for _ in range(3)]
+    with lane._change:
+        jobs = [
+            lane.submit(Request(("dog",), count=1 + i, steps=60, guidance=0.5, seed=i), boxes[i].put, previews=1)
+            for i in range(3)
+        ]
+    events = [boxes[i].get(timeout=10) for i in (0, 0, 2, 2)]
+    assert sizes == [2 * 6] * 20 + [2 * 4] * 40, "with guidance, two rows a picture"
+    assert [type(event) for event in events] == [Preview, Finished] * 2
+    assert boxes[1].empty()
+    for event, i in zip(events[1::2], (0, 2), strict=True):
+        alone = to_uint8(classes.sample(jobs[i].request).pixels).int()
+        assert (event.pixels.int() - alone).abs().max() <= 1

@@ -1,10 +1,10 @@
 """Requests that are marched as one batch, because marching each by itself costs more than their share of the network.
 
 Only requests that want the same steps of the same way go together, and each picture keeps its own noise: so the
-pictures are those made alone. What is given up is that one of them could leave before the others are done.
+pictures are those made alone. Who leaves is not computed any more, but has its place until the others are done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -32,6 +32,23 @@ class Gang:
     def cancelled(self) -> bool:
         """Whether nobody waits for any of them."""
         return all(job.cancelled for job in self.jobs)
+
+    def rows(self, jobs: Collection[Job]) -> Tensor:
+        """Where the pictures of some of the jobs lie among those of all, int64."""
+        return torch.tensor([job in jobs for job in self.jobs for _ in range(job.pictures)]).nonzero().flatten()
+
+    def standing_rows(self, count: int) -> Tensor | None:
+        """Rows of a call that somebody waits for, int64; None if that is all of them.
+
+        Args:
+            count: rows of the call: one of each picture, once or, with guidance, several times in a row.
+        """
+        standing = [job for job in self.jobs if not job.cancelled]
+        if len(standing) in (0, len(self.jobs)):
+            return None
+        pictures = sum(job.pictures for job in self.jobs)
+        starts = torch.arange(0, count, pictures)
+        return (starts[:, None] + self.rows(standing)).flatten()
 
 
 @final

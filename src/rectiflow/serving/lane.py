@@ -6,13 +6,13 @@ it is gone on with when the answer is there. So all trajectories of a lane stand
 is called, no call waits for stragglers, and there is nothing to lock. Threads in their place spent, on small networks,
 two thirds of the time on waking each other.
 
-Where the network is so small that marching costs as much as it does, requests of one way march as one; see `gang`.
+Requests of one way that begin together march as one, for marching each by itself can cost as much as a small network
+does; see `gang`. Who leaves is left out of the next call.
 """
 
 import logging
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, final
 
@@ -34,8 +34,6 @@ from rectiflow.serving.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
 _APART = "apart"  # the outcome of jobs that failed together and are made again one by one
-_BRISK_SECONDS = 2.0  # of network that jobs may be bound to each other for
-_SHARE_OF_NEWEST = 0.1  # in the running mean of how long a call takes
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -52,6 +50,11 @@ class Call:
         """Whether one call of the network can do both."""
         same = self.x_t.shape[1:] == other.x_t.shape[1:] and self.x_t.dtype == other.x_t.dtype
         return same and (self.condition is None) == (other.condition is None)
+
+    def select(self, rows: Tensor) -> "Call":
+        """The rows at an index (int64) alone."""
+        condition = self.condition
+        return Call(self.x_t[rows], self.t[rows], None if condition is None else condition.select(rows))
 
 
 @final
@@ -129,7 +132,6 @@ class Lane:
         self.precision, self.threads = precision, threads
         self.network, self.pipeline = pipeline.flow.network, shared(pipeline)
         self.waiting: list[_Waiting] = []
-        self.call_seconds = math.inf  # running mean
 
     def run(self) -> None:
         """March until there is no more work to come."""
@@ -140,8 +142,7 @@ class Lane:
             while (jobs := self.work.take(self.number, not self.waiting)) is not None:
                 for job in jobs:
                     self.metrics.waiting_seconds.observe(time.monotonic() - job.since)
-                brisk = [job for job in jobs if job.request.steps * self.call_seconds < _BRISK_SECONDS]
-                for gang in [*gangs(brisk, self.limits.batch), *(Gang((job,)) for job in jobs if job not in brisk)]:
+                for gang in gangs(jobs, self.limits.batch):
                     self._resume(gang, greenlet(self._march), gang)
                 self._drop_cancelled()
                 if self.waiting:
@@ -160,10 +161,10 @@ class Lane:
         self.waiting = others
         answers: Sequence[Tensor | Exception]
         try:
-            answers = self._evaluate([one.call for one in group])
+            answers = self._evaluate(group)
         except Exception:
             # One of them may be at fault, and the others shall not pay for it.
-            answers = [self._alone(one.call) for one in group]
+            answers = [self._alone(one) for one in group]
         for one, answer in zip(group, answers, strict=True):
             one.gang.jobs[0].evaluations += 1
             if one.gang.jobs[0].evaluations > self.limits.evaluations:
@@ -173,26 +174,24 @@ class Lane:
                 )
             self._resume(one.gang, one.march, answer)
 
-    def _evaluate(self, calls: Sequence[Call]) -> Sequence[Tensor]:
+    def _evaluate(self, group: Sequence[_Waiting]) -> Sequence[Tensor]:
         start = time.perf_counter()
-        sizes = [len(call.x_t) for call in calls]
+        rows = [one.gang.standing_rows(len(one.call.x_t)) for one in group]
+        calls = [one.call if kept is None else one.call.select(kept) for one, kept in zip(group, rows, strict=True)]
         # What guidance leads away from has been asked for by itself, and need not be there for each.
         conditions = [replace(call.condition, against=None) for call in calls if call.condition is not None]
         condition = type(conditions[0]).concatenate(conditions) if conditions else None
         x_t, t = torch.cat([call.x_t for call in calls]), torch.cat([call.t for call in calls])
         with autocast(x_t.device, self.precision):
             value: Tensor = self.network(x_t, t, condition)
-        seconds = time.perf_counter() - start
-        self.metrics.rows.observe(sum(sizes))
-        self.metrics.call_seconds.observe(seconds)
-        known = math.isfinite(self.call_seconds)
-        self.call_seconds += _SHARE_OF_NEWEST * (seconds - self.call_seconds) if known else 0
-        self.call_seconds = self.call_seconds if known else seconds
-        return value.split(sizes)
+        self.metrics.rows.observe(len(x_t))
+        self.metrics.call_seconds.observe(time.perf_counter() - start)
+        parts = value.split([len(call.x_t) for call in calls])
+        return [_spread(*each) for each in zip(parts, rows, [len(one.call.x_t) for one in group], strict=True)]
 
-    def _alone(self, call: Call) -> Tensor | Exception:
+    def _alone(self, one: _Waiting) -> Tensor | Exception:
         try:
-            return self._evaluate([call])[0]
+            return self._evaluate([one])[0]
         except Exception as error:
             return error
 
@@ -203,6 +202,7 @@ class Lane:
             self.waiting.append(_Waiting(gang, march, call))
         elif call == _APART:
             for job in gang.jobs:
+                job.evaluations = 0
                 self._resume(Gang((job,)), greenlet(self._march), Gang((job,)))
         else:
             for job in gang.jobs:
@@ -234,21 +234,27 @@ class Lane:
     def _make(self, gang: Gang) -> None:
         pipeline, request = joined(self.pipeline, gang)
         request = replace(request, precision=self.precision)
-        due: tuple[tuple[int, ...], ...] = ()
+        due: dict[Job, tuple[int, ...]] = {}
         for state in pipeline.states(request):
             if state.step == 0:
-                due = tuple(moments(state.steps, job.previews) for job in gang.jobs)
-            elif state.estimate is not None and any(state.step in steps for steps in due):
-                expected = self._pixels(replace(state, x_t=state.estimate.data), request)
-                for job, steps, pixels in zip(gang.jobs, due, _parts(expected, gang), strict=True):
-                    if state.step in steps:
-                        job.tell(Preview(steps.index(state.step), state.step, state.steps, pixels))
+                due = {job: moments(state.steps, job.previews) for job in gang.jobs}
+            elif state.estimate is not None and (asking := [job for job in gang.jobs if state.step in due[job]]):
+                expected = replace(state, x_t=state.estimate.data)
+                for job, pixels in self._pictures(gang, asking, expected, request):
+                    job.tell(Preview(due[job].index(state.step), state.step, state.steps, pixels))
             last = state
-        for job, pixels in zip(gang.jobs, _parts(self._pixels(last, request), gang), strict=True):
+        for job, pixels in self._pictures(gang, gang.jobs, last, request):
             job.tell(Finished(pixels, time.monotonic() - job.since))
 
-    def _pixels(self, state: State, request: Request) -> Tensor:
-        return to_uint8(self.pipeline.decode(state, request))
+    def _pictures(
+        self, gang: Gang, jobs: Sequence[Job], state: State, request: Request
+    ) -> Iterator[tuple[Job, Tensor]]:
+        """Of these jobs of a gang, those that are waited for, with their pictures."""
+        jobs = [job for job in jobs if not job.cancelled]
+        if jobs:
+            chosen = replace(state, x_t=state.x_t[gang.rows(jobs)])
+            pixels = to_uint8(self.pipeline.decode(chosen, request))
+            yield from zip(jobs, pixels.split([job.pictures for job in jobs]), strict=True)
 
 
 def moments(steps: int, previews: int) -> tuple[int, ...]:
@@ -257,6 +263,8 @@ def moments(steps: int, previews: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(step for step in marks if 0 < step < steps))
 
 
-def _parts(pixels: Tensor, gang: Gang) -> Sequence[Tensor]:
-    """Of each job its own."""
-    return pixels.split([job.pictures for job in gang.jobs])
+def _spread(value: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    """Rows of an answer at their places among `count`, and nothing at the others'."""
+    if rows is None:
+        return value
+    return value.new_zeros(count, *value.shape[1:]).index_copy(0, rows.to(value.device), value)

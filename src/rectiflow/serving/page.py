@@ -28,7 +28,7 @@ from rectiflow.serving.served import Asked, Served, asked, request_of
 from rectiflow.serving.shown import about, png, settings
 
 _PREVIEWS = 12
-_PULSE = 1.0  # seconds
+_PULSE, _LOOK = 1.0, 0.05  # seconds
 _IN_GALLERY = 60
 _KEPT_FILES = 1000
 _SCREEN = 384  # pixels that the preview of one picture is wide
@@ -164,7 +164,10 @@ class Page:
             stop.click(lambda: "stopped", None, line, cancels=[running], api_visibility="private")
             gallery.select(_choose, entries, [chosen, words, file], api_visibility="private", show_progress="hidden")
             back.click(_bring_back, [chosen, *inputs], inputs, api_visibility="private", show_progress="hidden")
-        return blocks.queue(max_size=2 * self.served.limits.queue, api_open=False)
+        blocks.queue(max_size=2 * self.served.limits.queue, api_open=False)
+        # Gradio looks a thousand times a second for something to do, and each time takes the lock that lanes need.
+        blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = _LOOK
+        return blocks
 
     def _inputs(self) -> list[Any]:
         """In the order of `_INPUTS`."""

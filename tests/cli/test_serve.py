@@ -21,22 +21,14 @@ def run(tmp_path_factory):
     return folder
 
 
+def _command(run, grace):
+    options = ["--port", "0", "--max-steps", "100000", "--grace", grace]
+    return [sys.executable, "-m", "rectiflow", "serve", str(run), *options]
+
+
 def test_a_server_begins_answers_and_ends_well(run):
-    command = [
-        sys.executable,
-        "-m",
-        "rectiflow",
-        "serve",
-        str(run),
-        "--port",
-        "0",
-        "--max-steps",
-        "100000",
-        "--grace",
-        "20",
-    ]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RECTIFLOW_TOKEN": "t"}
+        _command(run, "20"), stdout=subprocess.PIPE, text=True, env={**os.environ, "RECTIFLOW_TOKEN": "t"}
     ) as server:
         try:
             line = server.stdout.readline()
@@ -57,6 +49,30 @@ def test_a_server_begins_answers_and_ends_well(run):
             server.kill()
 
 
+def test_those_whose_pictures_are_given_up_are_told(run):
+    with subprocess.Popen(_command(run, "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            client = httpx.Client(base_url=server.stdout.readline().split()[-1], timeout=60)
+            answers = []
+            body = {"prompt": "3", "steps": 900, "n": 10, "size": "16x16"}
+            ask = lambda extra: answers.append(client.post("/v1/images/generations", json=body | extra))  # noqa: E731
+            asking = [threading.Thread(target=ask, args=({"stream": stream},)) for stream in (True, False)]
+            for thread in asking:
+                thread.start()
+            while "rectiflow_pictures_in_flight 80" not in client.get("/metrics").text:
+                time.sleep(0.01)
+            server.send_signal(signal.SIGTERM)
+            for thread in asking:
+                thread.join()
+            assert [answer.status_code for answer in answers] == [503, 503]
+            assert {answer.json()["error"]["code"] for answer in answers} == {"shutting_down"}
+            assert {answer.headers["retry-after"] for answer in answers} == {"10"}
+            assert server.wait(20) == 0
+            assert "Traceback" not in server.stderr.read()
+        finally:
+            server.kill()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -66,6 +82,8 @@ def test_a_server_begins_answers_and_ends_well(run):
         (["--max-queue", "0"], "queue must be positive"),
         (["--guidance", "-1"], "guidance: expected 0 to 100"),
         (["--port", "99999"], "cannot be had"),
+        (["--grace", "-1"], "--grace -1.0: expected seconds from 0"),
+        (["--grace", "nan"], "--grace nan: expected seconds from 0"),
         (["--host", "no.such.host.invalid"], "cannot be had"),
     ],
 )
@@ -82,3 +100,10 @@ def test_no_model_and_no_token(run, tmp_path, capsys):
     (tmp_path / "token").write_text(" \n")
     assert main(["serve", str(run), "--token-file", str(tmp_path / "token")]) == 2
     assert "is empty; write the token into it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("token", [b"\xff\xfe\x00", "tök".encode(), b"two words", b"two\nlines"])
+def test_tokens_that_no_header_carries(run, tmp_path, capsys, token):
+    (tmp_path / "token").write_bytes(token)
+    assert main(["serve", str(run), "--token-file", str(tmp_path / "token")]) == 2
+    assert "expected a token of letters, digits and signs of ASCII" in capsys.readouterr().err

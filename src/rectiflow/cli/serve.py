@@ -11,6 +11,7 @@ import tyro
 
 from rectiflow.base.errors import InputError
 
+_LONGEST_GRACE = 86_400
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NEEDED = ("fastapi", "uvicorn", "gradio", "prometheus_client", "greenlet")
 
@@ -73,6 +74,9 @@ class Serve:
                 f"rectiflow: anyone who reaches {self.host} may use this model; set RECTIFLOW_TOKEN.", file=sys.stderr
             )
 
+        if not 0 <= self.grace < _LONGEST_GRACE:
+            raise InputError(f"--grace {self.grace}: expected seconds from 0 to {_LONGEST_GRACE:,}.")
+
         from rectiflow.cli.runs import model_of
         from rectiflow.serving.engine import Engine
         from rectiflow.serving.limits import Limits
@@ -98,8 +102,14 @@ class Serve:
 
     def _token(self) -> str:
         if self.token_file is None:
-            return os.environ.get("RECTIFLOW_TOKEN", "").strip()
-        token = self.token_file.read_text(encoding="utf-8").strip()
-        if not token:
-            raise InputError(f"{self.token_file} is empty; write the token into it.")
+            place, token = "RECTIFLOW_TOKEN", os.environ.get("RECTIFLOW_TOKEN", "").strip()
+        else:
+            place, token = str(self.token_file), self.token_file.read_bytes().decode("latin-1").strip()
+            if not token:
+                raise InputError(f"{place} is empty; write the token into it.")
+        # A header carries nothing else to rely on: clients differ in how they write other characters.
+        if not all("!" <= character <= "~" for character in token):
+            raise InputError(
+                f"{place}: expected a token of letters, digits and signs of ASCII without spaces; write one."
+            )
         return token

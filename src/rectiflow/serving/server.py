@@ -1,6 +1,7 @@
 """Engine, API and page as one program."""
 
 import asyncio
+import math
 import signal
 import socket
 from pathlib import Path
@@ -19,6 +20,7 @@ from rectiflow.serving.page import Page
 from rectiflow.serving.served import Served
 
 _KEEP_ALIVE = 30
+_LAST_WORDS = 5  # seconds in which those are answered whose pictures are given up
 
 
 def application(engine: Engine, served: Served, folder: Path | None = None, token: str = "") -> FastAPI:
@@ -59,23 +61,26 @@ def serve(engine: Engine, served: Served, at: socket.socket, token: str = "", gr
             app,
             log_level="warning",
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, round(grace)),
+            timeout_graceful_shutdown=math.ceil(grace) + _LAST_WORDS,
             server_header=False,
         )
         print(f"{served.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         # uvicorn repeats a signal when it is done; by then there is nothing left to stop.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        asyncio.run(_until_told(uvicorn.Server(config), engine, app, at))
-        engine.close(grace)
+        asyncio.run(_until_told(uvicorn.Server(config), engine, app, at, grace))
 
 
-async def _until_told(server: uvicorn.Server, engine: Engine, app: FastAPI, at: socket.socket) -> None:
+async def _until_told(server: uvicorn.Server, engine: Engine, app: FastAPI, at: socket.socket, grace: float) -> None:
     running = asyncio.create_task(server.serve([at]))
     while not (server.should_exit or running.done()):
         await asyncio.sleep(0.1)
     engine.refuse()
+    # While uvicorn still holds the connections: those whose pictures are given up are told so on them.
+    closing = asyncio.create_task(asyncio.to_thread(engine.close, grace))
     for route in app.routes:  # pages that are open hold connections until they are told
         if isinstance(route, Mount) and isinstance(route.app, App) and route.app.stop_event is not None:
             route.app.stop_event.set()
     await running
+    await asyncio.to_thread(engine.close, 0)  # told twice, or nobody is there any more
+    await closing

@@ -2,13 +2,14 @@
 
 import gc
 import json
+import os
 
 import pyarrow as pa
 import pytest
 import torch
 
 from rectiflow.base.errors import InputError
-from rectiflow.data.captions import CUT, MOST, NOT_UTF8, captions_of
+from rectiflow.data.captions import CUT, MOST, NO_TEXT, NOT_UTF8, captions_of
 from rectiflow.data.config import DataConfig
 from rectiflow.data.folder import open_folder
 from rectiflow.data.images import to_float
@@ -174,3 +175,46 @@ def test_the_table_is_mapped_from_disk(tmp_path):
     gc.collect()
     assert data.train.table.cache_files
     assert pa.total_allocated_bytes() - before < 15_000
+
+
+def test_a_column_of_bytes(tmp_path):
+    import pyarrow.parquet as pq
+
+    rows = {"file_name": ["0.png", "1.png", "2.png"], "text": ["Käse".encode(), "Käse".encode("latin-1"), b""]}
+    pq.write_table(pa.table(rows), pictures(tmp_path) / "metadata.parquet")
+    data = opened(tmp_path, held_out=0)
+    assert data.train.captions(ALL(3)) == ["Käse", "", ""]
+    assert (NOT_UTF8, 1, "1.png") in data.report
+
+
+def test_what_is_no_text_is_left_out_and_told():
+    assert captions_of([["a", "b"], "c"]) == (["c"], [NO_TEXT])
+    assert captions_of({"en": "a"}) == ([], [NO_TEXT])
+    assert captions_of(7) == (["7"], [])
+    assert captions_of(float("nan")) == ([], [])
+
+
+def test_a_column_in_the_place_of_the_pictures_is_refused(tmp_path):
+    (pictures(tmp_path) / "metadata.csv").write_text("file_name,text,image\n0.png,red,first\n")
+    with pytest.raises(InputError, match="a column image, which stands for the pictures themselves here; rename it"):
+        opened(tmp_path)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    pictures(tmp_path)
+    os.mkfifo(tmp_path / "0.txt")
+    os.mkfifo(tmp_path / "3.png")
+    data = opened(tmp_path, held_out=0, max_skipped=0.5)
+    assert reported(data)["used"] == 3
+    assert ("skipped: a pipe or a device, not a file", 2, "0.txt") in data.report
+
+
+def test_names_that_are_not_utf8_are_told(tmp_path):
+    pictures(tmp_path)
+    try:
+        os.rename(os.fsencode(tmp_path / "2.png"), os.fsencode(tmp_path) + b"/\xe4.png")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    data = opened(tmp_path, held_out=0, max_skipped=0.5)
+    assert reported(data)["used"] == 2
+    assert ("skipped: its name is not UTF-8", 1, "\ufffd.png") in data.report

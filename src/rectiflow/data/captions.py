@@ -8,6 +8,7 @@ from typing import Any
 MOST = 10_000
 NOT_UTF8 = "caption not UTF-8: left out"
 CUT = f"caption of more than {MOST:,} characters: cut there"
+NO_TEXT = "caption that is no text: left out"
 REPEATED = "caption given twice: kept once"
 _MOST_BYTES = 2**22
 
@@ -16,12 +17,16 @@ def captions_of(value: Any) -> tuple[list[str], list[str]]:
     """The captions that a cell gives, and what was wrong with others.
 
     Args:
-        value: a caption, a list of them, or None; what is empty or white space is no caption.
+        value: a caption, as a text, its bytes or a number, a list of them, or None; what is empty, white space or not a
+            number (NaN) is no caption.
     """
     captions: list[str] = []
     problems: list[str] = []
-    for item in value if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]:
-        caption = "" if item is None else str(item).strip()
+    for item in value if isinstance(value, Iterable) and not isinstance(value, str | bytes | dict) else [value]:
+        if isinstance(item, dict | list):
+            problems.append(NO_TEXT)
+            continue
+        caption = _text(item).strip()
         if "\ufffd" in caption or "\0" in caption:
             problems.append(NOT_UTF8)
             continue
@@ -35,10 +40,19 @@ def captions_of(value: Any) -> tuple[list[str], list[str]]:
     return captions, problems
 
 
+def _text(item: Any) -> str:
+    if item is None or item != item:  # NaN, as tables have it for an empty cell
+        return ""
+    return item.decode(errors="replace") if isinstance(item, bytes) else str(item)
+
+
 def sidecar(picture: Path) -> tuple[list[str], list[str]]:
     """The same of `NAME.txt` beside `NAME.png`, a caption for each line that is not empty; without it, none."""
+    beside = picture.with_suffix(".txt")
+    if not beside.is_file():  # a pipe would never end
+        return [], []
     try:
-        with picture.with_suffix(".txt").open("rb") as file:
+        with beside.open("rb") as file:
             content = file.read(_MOST_BYTES)
     except OSError:
         return [], []

@@ -113,7 +113,10 @@ def _rows(path: Path) -> list[tuple[str | None, dict[str, Any]]]:
             f"{path} cannot be read as metadata ({reason[0] if reason else type(error).__name__}); expected rows with "
             "file_name and, say, text."
         ) from error
-    return [(_name(row.pop("image"), readable.parent), row) for row in rows]
+    pictures = [row.pop("image") for row in rows]
+    if not all(picture is None or Path(picture["path"]).is_relative_to(readable.parent) for picture in pictures):
+        raise InputError(f"{path} has a column image, which stands for the pictures themselves here; rename it.")
+    return [(_name(picture, readable.parent), row) for picture, row in zip(pictures, rows, strict=True)]
 
 
 def _name(image: dict[str, Any] | None, folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,8 +162,22 @@ def _walk(root: Path, found: Survey) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and name.lower() not in ("thumbs.db", "desktop.ini"):
-                yield Path(folder, name).relative_to(root).as_posix()
+            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
+                continue
+            path = Path(folder, name).relative_to(root).as_posix()
+            if (shown := os.fsencode(path).decode(errors="replace")) != path:
+                found.skipped.append((shown, "its name is not UTF-8"))
+            elif _never_ends(Path(folder, name)):
+                found.skipped.append((path, "a pipe or a device, not a file"))
+            else:
+                yield path
+
+
+def _never_ends(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a link to nothing, say, which is told when it is read
+        return False
 
 
 def _parts(pictures: Sequence[str]) -> dict[str, bool]:

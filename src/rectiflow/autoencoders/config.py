@@ -28,7 +28,8 @@ class AutoencoderConfig(Config):
         groups: groups of each norm; they must divide the channels of every level.
         attention: whether the middle has attention.
         linear: a linear code of patches f×f beside the convolutions, which then learn what it lacks, begun as the best
-            one of the data; a model that diffusers knows has none.
+            one of the data; a model that diffusers knows has none. Of clips it is of temporal×f×f, and of f×f for the
+            first frame.
         quantised: 1×1 convolutions around the latents, as in SD and SDXL; SD3 and FLUX have none.
         temporal: frames to each frame of latents but the first, which is of the first frame alone; 1 is of pictures.
     """
@@ -61,8 +62,6 @@ class AutoencoderConfig(Config):
                 f"temporal {self.temporal} is halved beside the shrinks of the sides, of which there are "
                 f"{len(self.multipliers) - 1}; use more multipliers or a smaller temporal"
             )
-        if self.temporal > 1 and self.linear:
-            raise ValueError("a linear code is of pictures; with temporal above 1 set linear=false")
         return self
 
     @property

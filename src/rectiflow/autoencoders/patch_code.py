@@ -36,3 +36,14 @@ class PatchCode(nn.Module):
             self.to_pixels.weight.copy_((components * deviations[:, None]).reshape(kernel))
             # One bias for each channel: what is left of the mean patch is for the decoder to learn.
             self.to_pixels.bias.copy_(mean.reshape(kernel[1:]).mean((1, 2)))
+
+    def repeat(self, one: "PatchCode", count: int) -> None:
+        """Take a code of single frames for groups of `count` of them: of the last, of which all become copies."""
+        channels = one.to_latents.weight.shape[1]
+        with torch.no_grad():
+            self.to_latents.weight.zero_()[:, -channels:] = one.to_latents.weight
+            self.to_pixels.weight.copy_(one.to_pixels.weight.repeat(1, count, 1, 1))
+            for mine, other, times in ((self.to_latents, one.to_latents, 1), (self.to_pixels, one.to_pixels, count)):
+                assert mine.bias is not None
+                assert other.bias is not None
+                mine.bias.copy_(other.bias.repeat(times))

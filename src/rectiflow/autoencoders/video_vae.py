@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from rectiflow.autoencoders.config import AutoencoderConfig
-from rectiflow.autoencoders.frames import fold, unfold
+from rectiflow.autoencoders.frames import fold, grouped, unfold, ungrouped
+from rectiflow.autoencoders.patch_code import PatchCode
 from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.autoencoders.time_layers import Memory, Passage, TimeLayers
 from rectiflow.autoencoders.vae import VAE
@@ -37,10 +39,16 @@ class VideoVAE(nn.Module):
         self.config = config
         self.encoder, self.decoder = picture.encoder, picture.decoder
         self.to_moments, self.from_latents = picture.to_moments, picture.from_latents
+        self.code = picture.code
+        # Of so many frames at once; the first frame of a clip has the code of pictures.
+        groups = config.model_copy(update={"channels": config.temporal * (config.channels or 0)})
+        self.later_code = PatchCode(groups) if config.linear else None
         self.encoder_time, self.decoder_time = TimeLayers.of_encoder(config), TimeLayers.of_decoder(config)
 
     def start_from_image(self, vae: VAE) -> None:
         """Take the weights of an autoencoder of pictures, whose results clips of one frame then have if time is new.
+
+        A linear code of pictures is taken for the last of so many frames, which all of them then repeat.
 
         Raises:
             InputError: another layout; the setting that differs is named.
@@ -53,6 +61,8 @@ class VideoVAE(nn.Module):
                     "set it alike, or start from another."
                 )
         self.load_state_dict({**self.state_dict(), **vae.state_dict()})
+        if vae.code is not None and self.later_code is not None:
+            self.later_code.repeat(vae.code, self.config.temporal)
 
     def encode(self, x: Tensor, memory: Memory | None = None) -> Posterior:
         """The posterior of clips B×C×T×H×W in [−1, 1]; its parts are B×C′×T′×h×w.
@@ -62,9 +72,15 @@ class VideoVAE(nn.Module):
                 temporal·k.
             memory: of the chunks before; None where x is all.
         """
-        batch = len(x)
+        batch, first = len(x), memory is None or not memory.kept
         moments = self.to_moments(self.encoder(fold(x), Passage(self.encoder_time, batch, memory)))
-        return Posterior.of(unfold(moments, batch))
+        posterior = Posterior.of(unfold(moments, batch))
+        if self.code is None or self.later_code is None:
+            return posterior
+        alone = [unfold(self.code.to_latents(fold(x[:, :, :1])), batch)] if first else []
+        later = self.later_code.to_latents(grouped(x[:, :, len(alone) :], self.config.temporal))
+        coded = torch.cat([*alone, unfold(later, batch)], dim=2)
+        return Posterior(posterior.mean + coded, posterior.log_variance)
 
     def decode(self, latents: Tensor, memory: Memory | None = None) -> Tensor:
         """Clips B×C×T×fh×fw, in about [−1, 1], of latents B×C′×T′×h×w as the posterior has them.
@@ -73,9 +89,18 @@ class VideoVAE(nn.Module):
             latents: all of them, or with a memory the next chunk.
             memory: of the chunks before; None where these are all.
         """
+        batch, draft = len(latents), self._draft(latents, first=memory is None or not memory.kept)
+        frames = self.decoder(self.from_latents(fold(latents)), draft, Passage(self.decoder_time, batch, memory))
+        return unfold(frames if draft is None else frames + draft, batch)
+
+    def _draft(self, latents: Tensor, first: bool) -> Tensor | None:
+        """What a linear code makes of latents, which are of a clip's first frame or not: (B·T)×C×fh×fw."""
+        if self.code is None or self.later_code is None:
+            return None
         batch = len(latents)
-        frames = self.decoder(self.from_latents(fold(latents)), None, Passage(self.decoder_time, batch, memory))
-        return unfold(frames, batch)
+        alone = [unfold(self.code.to_pixels(fold(latents[:, :, :1])), batch)] if first else []
+        later = self.later_code.to_pixels(fold(latents[:, :, len(alone) :]))
+        return fold(torch.cat([*alone, ungrouped(later, self.config.temporal, batch)], dim=2))
 
     def encode_chunks(self, x: Tensor, count: int) -> Iterator[Posterior]:
         """`encode` in chunks of `count` ≥ 1 frames of latents, in order: equal, in the memory that one chunk takes."""
@@ -105,5 +130,6 @@ class VideoVAE(nn.Module):
 
     @property
     def last_layers(self) -> tuple[Tensor, ...]:
-        """The kernel that makes the pixels, by whose gradient losses are balanced."""
-        return (self.decoder.conv_out.weight,)
+        """The kernels that make the pixels, by whose gradients losses are balanced."""
+        codes = [code.to_pixels.weight for code in (self.code, self.later_code) if code is not None]
+        return (self.decoder.conv_out.weight, *codes)

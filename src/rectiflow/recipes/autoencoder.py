@@ -27,7 +27,7 @@ def video_autoencoder() -> AutoencoderRunConfig:
     return AutoencoderRunConfig(
         recipe="video-autoencoder",
         data=DataConfig(set="digit-clips", frames=17),
-        network=AutoencoderConfig(width=16, multipliers=(1, 2, 4), latent_channels=16, temporal=4),
+        network=AutoencoderConfig(width=16, multipliers=(1, 2, 4), latent_channels=16, linear=True, temporal=4),
         loss=ReconstructionConfig(absolute=1.0, structure=0.5, kl=1e-6),
         discriminator=DiscriminatorConfig(width=16),
         steps=800,

@@ -13,7 +13,7 @@ from rectiflow.autoencoders.build import build_autoencoder
 from rectiflow.autoencoders.config import check_frames, check_sides, fitted
 from rectiflow.autoencoders.discriminator import Discriminator, VideoDiscriminator, most_layers
 from rectiflow.autoencoders.equivariance import Move
-from rectiflow.autoencoders.frames import fold
+from rectiflow.autoencoders.frames import fold, grouped
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.autoencoders.patch_code import PatchCode
 from rectiflow.autoencoders.perceptual import LPIPS, read_lpips
@@ -35,7 +35,7 @@ from rectiflow.training.diagnostics import latent_diagnostics, latents_dead, ver
 from rectiflow.training.stage import Stage
 
 _HELD_OUT, _CHUNK, _STATISTICS = 256, 32, 1024
-_PATCHES = 256  # pictures that the linear code is fitted to
+_PATCHES, _CLIPS = 256, 32  # pictures or clips that the linear code is fitted to
 _LECAM_DECAY = 0.99
 _GROWN = 200  # steps of a discriminator before it is judged
 
@@ -70,7 +70,7 @@ class AutoencoderStage(Stage):
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.vae, self.turns = build_autoencoder(config.network), ("autoencoder",)
-        if isinstance(self.vae, VideoVAE):
+        if config.start_from:
             _start(self.vae, config.start_from)
         elif self.vae.code is not None:
             self._begin_from_linear_code(self.vae.code)
@@ -93,15 +93,23 @@ class AutoencoderStage(Stage):
         self._made: dict[tuple[int, int | None], Tensor] = {}
 
     def _begin_from_linear_code(self, code: PatchCode) -> None:
-        """The principal components of training patches, as the first batches show them."""
+        """The principal components of training patches, as the first batches show them, or some clips."""
         numbers = self.data.shape[0] * self.config.network.factor**2
         if self.config.network.latent_channels > numbers:
             raise InputError(
                 f"network.latent_channels is {self.config.network.latent_channels}, but a linear code of patches of "
                 f"{numbers} numbers has no more than these; set fewer channels or network.linear=false."
             )
-        steps = range(-(-_PATCHES // self.config.batch))
-        pictures = torch.cat([self.loader(step).pixels for step in steps])
+        if isinstance(self.vae, VideoVAE):
+            assert self.vae.later_code is not None
+            clips = torch.cat(list(self._pictures(self.data.train, _CLIPS))).cpu()
+            self._fit(code, fold(clips))
+            self._fit(self.vae.later_code, grouped(clips[:, :, 1:], self.config.network.temporal))
+        else:
+            steps = range(-(-_PATCHES // self.config.batch))
+            self._fit(code, torch.cat([self.loader(step).pixels for step in steps]))
+
+    def _fit(self, code: PatchCode, pictures: Tensor) -> None:
         found = linear_code(pictures, self.config.network.factor, self.config.network.latent_channels)
         deviations = found.eigenvalues[: len(found.components)].clamp_min(1e-6).sqrt()
         code.begin_from(found.mean.float(), found.components.float(), deviations.float())
@@ -283,10 +291,9 @@ def _vae(module: nn.Module) -> VAE | VideoVAE:
     return vae
 
 
-def _start(vae: VideoVAE, name: str) -> None:
-    """From the autoencoder of pictures of that name, if there is one."""
-    if not name:
-        return
+def _start(vae: VAE | VideoVAE, name: str) -> None:
+    """From the autoencoder of pictures of that name."""
+    assert isinstance(vae, VideoVAE)
     found = load_autoencoder(name).network
     if not isinstance(found, VAE):
         raise InputError(f"start_from={name} is an autoencoder of clips; name one of pictures, or leave it out.")

@@ -125,7 +125,7 @@ def test_sweep(reads, real, pixels, monkeypatch, tmp_path):
     for name in ("clip_ceiling", "clip_imitation"):
         monkeypatch.setattr(
             f"rectiflow.evaluation.clip_adherence.{name}",
-            lambda judge: clip_adherence(judge, pixels[:20], real.movements(INDEX[:20])),
+            lambda judge, frames: clip_adherence(judge, pixels[:20], real.movements(INDEX[:20])),
         )
     movements, asked = real.movements(INDEX[:20]), []
 

@@ -31,6 +31,8 @@ class Evaluate:
         guidance: w ≥ 0; 0 is none. Others' guidance scale is 1+w.
         seed: Of the samples, the encoder and the resampling.
         likelihood: Bits per dimension of held-out pictures too, beside a mixture of Gaussians; of models of pixels.
+        adherence: What of held-out prompts is in the pictures or clips, of a model of digit-scenes or digit-clips.
+        weights: w ≥ 0 at which adherence is measured.
         device: auto, cpu, cuda or mps.
     """
 

@@ -96,9 +96,10 @@ def clip_sweep(
     weights: Sequence[float],
     judge: ClipJudge,
     distance: Callable[[Tensor], float],
+    frames: int = FRAMES,
 ) -> dict[str, Any]:
     """Adherence and a Fréchet distance for each guidance strength, with the references; as `sweep`, of clips
-    N×3×T×32×32.
+    N×3×T×32×32 of T = `frames`.
 
     Raises:
         InputError: no weight, or no movement of seen combinations.
@@ -108,7 +109,8 @@ def clip_sweep(
         return asdict(clip_adherence(judge, pixels, movements))
 
     found = over_weights(make, movements, weights, score, distance)
-    return found | {"ceiling": asdict(clip_ceiling(judge)), "imitation": asdict(clip_imitation(judge))}
+    references = {"ceiling": clip_ceiling, "imitation": clip_imitation}
+    return found | {name: asdict(real(judge, frames=frames)) for name, real in references.items()}
 
 
 def _scores(readings: Sequence[Sequence[Reading]], movements: Sequence[Movement]) -> ClipAdherence:

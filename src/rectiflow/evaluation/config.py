@@ -18,7 +18,7 @@ class EvaluateConfig(Config):
         guidance: w ≥ 0; 0 is none.
         seed: of the samples, the encoder and the resampling.
         likelihood: whether to measure bits per dimension too.
-        adherence: whether to measure what of a prompt is in its picture too, on digit-scenes.
+        adherence: whether to measure what of a prompt is in its picture or clip too, on digit-scenes and digit-clips.
         weights: w ≥ 0 at which adherence is measured.
     """
 

@@ -14,9 +14,13 @@ _SCORES = {
 }
 
 
+_CLIPS = " Samples are clips; a picture here is one frame of each, for those of one clip are no samples of their own."
+
+
 def page(result: dict[str, Any]) -> str:
     """The page of what `evaluate` measured."""
-    parts = [_head(result), _table(result), "![samples, a row of each class](samples.png)", _copies(result["copies"])]
+    rows = "the frames of a clip in each row" if result.get("frames", 1) > 1 else "a row of each class"
+    parts = [_head(result), _table(result), f"![samples, {rows}](samples.png)", _copies(result["copies"])]
     if "loss_by_noise" in result:
         parts.append(_loss(result["loss_by_noise"]))
     if "likelihood" in result:
@@ -78,6 +82,7 @@ def _head(result: dict[str, Any]) -> str:
         f"seed {settings['seed']} ({cost['evaluations']} evaluations of the network for each, "
         f"{cost['seconds_per_100']} s for 100), beside as many held-out pictures, by {found['features']} "
         f"({found['dimension']} numbers each). *Real* is training pictures in the samples' place. Intervals: 95 %."
+        f"{_CLIPS if result.get('frames', 1) > 1 else ''}"
     )
 
 
@@ -143,24 +148,38 @@ def _likelihood(bits: dict[str, Any]) -> str:
     )
 
 
-_ADHERENCE = ("place", "colour", "digit", "whole")
+_ADHERENCE = ("place", "colour", "digit", "direction", "speed", "identity", "strict_identity", "whole")
+
+
+_IDENTITY = (
+    " Identity: one digit in one colour in all frames but at most one in ten; beside it the share of clips in which it "
+    "is so in all frames."
+)
+
+
+def _attributes(scores: dict[str, Any]) -> list[str]:
+    return [name for name in _ADHERENCE if name in scores]
 
 
 def _adherence(found: dict[str, Any]) -> str:
     rows = [(f"w = {row['w']:g}", row) for row in found["rows"]]
-    rows.append(("real scenes of held-out writers", found["ceiling"]))
-    rows.append(("real scenes of training writers", found["imitation"]))
-    lines = ["| | | place | colour | digit | whole prompt | Fréchet distance |", "| --- " * 7 + "|"]
+    rows.append(("real ones of held-out writers", found["ceiling"]))
+    rows.append(("real ones of training writers", found["imitation"]))
+    names = _attributes(found["ceiling"]["seen"])
+    titles = {"whole": "whole prompt", "strict_identity": "in all frames"}
+    heads = ["", "", *(titles.get(name, name) for name in names), "Fréchet distance"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for part in ("seen", "held_out"):
         for name, row in rows:
-            cells = [row[part][each] for each in _ADHERENCE]
+            cells = [row[part][each] for each in names]
             shares = " | ".join(f"{share['value']:.3f} ± {share['error']:.3f}" for share in cells)
             distance = f"{row['frechet']:.4g}" if "frechet" in row else ""
             lines.append(f"| {part.replace('_', '-')} | {name} | {shares} | {distance} |")
     table = "\n".join(lines)
     return (
         f"## Adherence to {found['prompts']} prompts\n\nShares of objects and prompts that a judge finds right, with "
-        "their standard errors; held-out: digits in a colour that they never have in training.\n\n"
+        "their standard errors; held-out: digits in a colour that they never have in training."
+        f"{_IDENTITY if 'identity' in names else ''}\n\n"
         f"{table}\n\nThe most whole prompts of seen combinations at w = {found['best_w']:g}.\n\n"
         "![adherence over guidance](adherence.png)"
     )
@@ -175,7 +194,7 @@ def adherence_lines(found: dict[str, Any] | None) -> list[str]:
     for part in ("seen", "held_out"):
         told = ", ".join(
             f"{name} {best[part][name]['value']:.3f} (real {found['ceiling'][part][name]['value']:.3f})"
-            for name in _ADHERENCE
+            for name in _attributes(best[part])
         )
         lines.append(f"{part.replace('_', '-')} combinations at w = {best['w']:g}: {told}")
     return lines

@@ -1,6 +1,7 @@
 """A report folder: figures as JSON, a page to read, and the pictures that belong to it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import features
 from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_likelihood, refuse_unlikely
 from rectiflow.evaluation.memory import in_features, loss_by_noise, sheet_of_pairs, some
+from rectiflow.evaluation.one_frame import as_pictures, one_frame
 from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
 from rectiflow.evaluation.prompted import prompted, refuse_unread
@@ -30,6 +32,8 @@ def evaluate(
     pipeline: Pipeline, data: ImageSet, config: EvaluateConfig, out: Path, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Measure a model and write report.json, report.md, their pictures, and the encoder if one was trained, into `out`.
+
+    Scores of pictures and copies are, of a model of clips, those of one frame of each clip.
 
     Args:
         pipeline: the model, on any device.
@@ -56,17 +60,20 @@ def evaluate(
     if config.adherence:
         refuse_unread(pipeline, data)
     out.mkdir(parents=True, exist_ok=True)
-    by = features(config.features, data.train, config.seed)
+    stills = as_pictures(data)
+    by = features(config.features, stills.train, config.seed)
     samples, cost = drawn(pipeline, data.held_out, config)
-    held_out, _ = some(data.held_out, config.seed, config.count)
-    train, _ = some(data.train, config.seed)
-    near = in_features(by, samples.pixels, train, held_out)
+    pictures = replace(samples, pixels=one_frame(samples.pixels))
+    held_out, _ = some(stills.held_out, config.seed, config.count)
+    train, _ = some(stills.train, config.seed)
+    near = in_features(by, pictures.pixels, train, held_out)
     result: dict[str, Any] = {
         "model": about,
         "settings": config.model_dump(),
         "cost": cost,
-        "scores": scores(by, samples.pixels, held_out, config.seed),
-        "real": real_scores(by, data, config.seed, config.count),
+        "frames": data.shape[1] if len(data.shape) == 4 else 1,
+        "scores": scores(by, pictures.pixels, held_out, config.seed),
+        "real": real_scores(by, stills, config.seed, config.count),
         "copies": {"share": near.share, "held_out_share": near.held_out_share, "threshold": near.threshold},
     }
     if not pipeline.flow.one_step:
@@ -74,28 +81,29 @@ def evaluate(
         plot_loss(result["loss_by_noise"], out / "loss.png")
     if config.likelihood:
         result["likelihood"] = held_out_likelihood(pipeline, data, LikelihoodRequest(seed=config.seed))
-    if (told := clip_scores(by, samples, data, config.seed)) is not None:
+    if (told := clip_scores(by, pictures, stills, config.seed)) is not None:
         result["clip_score"] = told
     if config.adherence:
         result["adherence"] = prompted(pipeline, data, by, config)
         plot_adherence(result["adherence"], out / "adherence.png")
+        write_text(out / "adherence.json", json.dumps(result["adherence"], indent=1) + "\n")
     if pipeline.conditioner.picture is not None:
         result["restoration"], sheet = restoration(pipeline, data.held_out, config)
         save_png(sheet, out / "restoration.png", {})
     by.save(out)
-    _save(_sheet(samples.pixels, samples.labels), out / "samples.png")
-    save_png(sheet_of_pairs(near, samples.pixels, train), out / "copies.png", {})
+    _save(samples.pixels, samples.labels, out / "samples.png")
+    save_png(sheet_of_pairs(near, pictures.pixels, train), out / "copies.png", {})
     plot_nearest(near.nearest, in_features(by, held_out, train, held_out).nearest, near.threshold, out / "nearest.png")
     write_text(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "report.md", page(result))
     return result
 
 
-def _sheet(pixels: Tensor, labels: Tensor, columns: int = 10) -> Tensor:
-    """The first samples of each class, columns × C×H×W a row."""
-    rows = [pixels[labels == label][:columns] for label in labels.unique()[:10]]
-    return torch.cat([row for row in rows if len(row) == columns] or [pixels[:columns]])
-
-
-def _save(pixels: Tensor, path: Path) -> None:
-    save_png(grid(to_uint8(pixels), 10, screen_scale(*pixels.shape[-2:])), path, {})
+def _save(pixels: Tensor, labels: Tensor, path: Path, columns: int = 10) -> None:
+    """The first samples of each class, `columns` a row, or the first clips, the frames of each in a row."""
+    if pixels.dim() == 5:
+        columns, sheet = pixels.shape[2], pixels[:columns].transpose(1, 2).flatten(0, 1)
+    else:
+        rows = [pixels[labels == label][:columns] for label in labels.unique()[:10]]
+        sheet = torch.cat([row for row in rows if len(row) == columns] or [pixels[:columns]])
+    save_png(grid(to_uint8(sheet), columns, screen_scale(*sheet.shape[-2:])), path, {})

@@ -1,0 +1,168 @@
+"""Text to video on digit-clips: python benchmarks/clips.py DIR
+
+Trains recipe `clips` in DIR/clips (autoencoder, latents, flow) unless it is there, keeps the model of every thousandth
+step, and has the judge read the clips of held-out prompts: the last model over guidance strengths by one seed, then at
+the best of these by others, fixed beforehand; the kept models at that one. Beside it: real clips through the
+autoencoder, which no flow can surpass; clips of 17 stills of the same model, each by its own noise or all by the same;
+and clips that begin with a given frame. Minutes are wall time from the command's first moment: everything counts.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import common
+from rectiflow.data.images import to_float
+from rectiflow.data.moving import Movement, MovingDigits
+from rectiflow.data.sets import open_set
+from rectiflow.evaluation.adherence_plot import plot_adherence
+from rectiflow.evaluation.clip_adherence import clip_adherence
+from rectiflow.evaluation.clip_judge import ClipJudge, clip_judge
+from rectiflow.evaluation.config import EvaluateConfig
+from rectiflow.evaluation.features import SmallEncoder
+from rectiflow.evaluation.one_frame import as_pictures
+from rectiflow.evaluation.prompted import prompted
+from rectiflow.evaluation.reconstruction import psnr
+from rectiflow.pipeline import Pipeline
+from rectiflow.request import Request
+from rectiflow.training.run import read_run
+
+RECIPE = "clips"
+SETTINGS = ("threads=2", "latent.train.threads=2")
+SWEEP = EvaluateConfig(count=200, steps=50, solver="ddpm", weights=(0.0, 1.0, 3.0, 5.0), seed=0)
+SEEDS = (101, 102, 103)  # of the figures at the best w; the sweep, which chooses it, has another
+COUNT, CURVE, GIVEN = 200, 100, 100
+DOCS = common.RESULTS.parent.parent / "docs"
+
+
+def train(home: Path) -> None:
+    """Train, and copy the model whenever it is saved anew."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "started").touch()
+    command = [sys.executable, "-m", "rectiflow", "train", RECIPE, "--run", str(home / RECIPE), "--set", *SETTINGS]
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        time.sleep(2)
+        keep(home)
+    if process.returncode:
+        sys.exit("training failed")
+    keep(home)
+
+
+def keep(home: Path) -> None:
+    there = home / RECIPE / "model" / "config.json"
+    if there.is_file():
+        step = json.loads(there.read_text())["training"]["step"]
+        if not (home / f"m-{step}").exists():
+            shutil.copytree(there.parent, home / f"m-{step}")
+
+
+def shares(judge: ClipJudge, pixels: Tensor, movements: list[Movement]) -> dict[str, dict]:
+    return asdict(clip_adherence(judge, pixels, movements))
+
+
+def asked(movements: list[Movement], w: float, seed: int) -> Request:
+    captions = [movement.caption for movement in movements]
+    return Request(prompts=captions, guidance=w, steps=SWEEP.steps, solver=SWEEP.solver, seed=seed)
+
+
+def stills(pipeline: Pipeline, movements: list[Movement], w: float, seed: Callable[[int], int]) -> Tensor:
+    """Clips whose frame t is a picture of its own, by the seed of t."""
+    frames = [pipeline.sample(replace(asked(movements, w, seed(t)), frames=1)).pixels for t in range(pipeline.shape[1])]
+    return torch.cat(frames, 2)
+
+
+def from_a_frame(pipeline: Pipeline, held_out: MovingDigits, judge: ClipJudge, w: float) -> dict[str, object]:
+    """Clips that begin with the first frame of held-out ones, by the captions of these."""
+    index = torch.arange(min(GIVEN, len(held_out)))
+    movements = held_out.movements(index)
+    first = to_float(held_out.fetch(index))[:, :, :1]
+    # Pictures are shared out within a prompt, so each clip is a request of its own, as one user's would be.
+    made = torch.cat(
+        [
+            pipeline.sample(replace(asked([movement], w, SEEDS[0] + i), first=first[i : i + 1])).pixels
+            for i, movement in enumerate(movements)
+        ]
+    )
+    each = psnr(made[:, :, 0], first[:, :, 0]).double()
+    whole = -10 * math.log10(float((10 ** (-each / 10)).mean()))
+    return {
+        "clips": len(index),
+        "psnr_of_mean_error": round(whole, 2),
+        "psnr_mean": round(float(each.mean()), 2),
+        "psnr_least": round(float(each.min()), 2),
+        "adherence": shares(judge, made, movements),
+    }
+
+
+def through_autoencoder(pipeline: Pipeline, held_out: MovingDigits, judge: ClipJudge) -> dict[str, object]:
+    """Real held-out clips, encoded and decoded."""
+    index = torch.arange(COUNT)
+    real, space = to_float(held_out.fetch(index)), pipeline.autoencoder
+    with torch.no_grad():
+        made = torch.cat([space.decode(space.encode(x), pipeline.size) for x in real.split(25)]).float()
+    return {
+        "psnr": round(float(psnr(made.transpose(1, 2).flatten(0, 1), real.transpose(1, 2).flatten(0, 1)).mean()), 2),
+        "adherence": shares(judge, made, held_out.movements(index)),
+        "untouched": shares(judge, real, held_out.movements(index)),
+    }
+
+
+def main(home: Path) -> None:
+    if not (home / RECIPE / "evaluation" / "report.json").is_file():
+        train(home)
+    config = read_run(home / RECIPE)
+    data, judge = open_set(config.data), clip_judge()
+    assert isinstance(data.held_out, MovingDigits)
+    by = SmallEncoder(as_pictures(data).train)
+    models = sorted(home.glob("m-*"), key=lambda folder: int(folder.name[2:]))
+    pipeline = Pipeline.load(models[-1])
+    found = prompted(pipeline, data, by, SWEEP)
+    plot_adherence(found, DOCS / "clips.png")
+    best = found["best_w"]
+    # Other prompts than the sweep's, which chose the w.
+    movements = data.held_out.movements(torch.arange(SWEEP.count, SWEEP.count + COUNT))
+    seeds = []
+    for seed in SEEDS:
+        seeds.append({"seed": seed} | shares(judge, pipeline.sample(asked(movements, best, seed)).pixels, movements))
+        print(seeds[-1], flush=True)
+    curve = []
+    for folder in models:
+        made = Pipeline.load(folder).sample(asked(movements[:CURVE], best, SEEDS[0])).pixels
+        minutes = ((folder / "config.json").stat().st_mtime - (home / "started").stat().st_mtime) / 60
+        row = {"step": int(folder.name[2:]), "minutes": round(minutes, 1)}
+        curve.append(row | shares(judge, made, movements[:CURVE]))
+        print(curve[-1], flush=True)
+    apart = stills(pipeline, movements, best, lambda t: SEEDS[0] + 1000 * t)
+    alike = stills(pipeline, movements, best, lambda t: SEEDS[0])
+    result = {
+        "settings": SETTINGS,
+        "recipe": RECIPE,
+        "batch": config.batch,
+        "parameters": sum(p.numel() for p in pipeline.flow.parameters()),
+        "sampling": {"solver": SWEEP.solver, "steps": SWEEP.steps, "w": best, "prompts": COUNT, "seeds": SEEDS},
+        "sweep": found,
+        "seeds": seeds,
+        "curve": curve,
+        "through_autoencoder": through_autoencoder(pipeline, data.held_out, judge),
+        "from_a_frame": from_a_frame(pipeline, data.held_out, judge, best),
+        "stills": {
+            "noise of its own": shares(judge, apart, movements),
+            "the same noise": shares(judge, alike, movements),
+        },
+    }
+    common.write("clips", result)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main(Path(sys.argv[1]))

@@ -17,7 +17,7 @@ from rectiflow.data.config import DataConfig
 
 # Twice PIL's own threshold of a warning: where it begins to refuse.
 _MAX_PIXELS = 178_956_970
-_GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
+GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -39,12 +39,37 @@ class Facts:
         width: in pixels, after turning.
         grey: whether it has no colour by its kind.
         digest: of its bytes.
+        film: of a clip, its times; None of a picture.
     """
 
     height: int
     width: int
     grey: bool
     digest: str
+    film: "Film | None" = None
+
+
+@dataclass(frozen=True)
+class Film:
+    """The times of a film, in seconds.
+
+    Args:
+        first: when the first frame is shown.
+        end: up to when the last frame may be taken.
+        gap: usual time between frames.
+        rate: its own rate, frames a second.
+        frames: how many it has.
+        varies: whether they follow one another unevenly.
+        turned: whether its file says that they are to be turned or mirrored.
+    """
+
+    first: float
+    end: float
+    gap: float
+    rate: float
+    frames: int
+    varies: bool
+    turned: bool
 
 
 def inspect(file: Path | bytes, whole: bool) -> Facts:
@@ -56,7 +81,7 @@ def inspect(file: Path | bytes, whole: bool) -> Facts:
     content = _read(file)
     image = _open(content)
     height, width = _turned_size(image)
-    grey = image.mode in _GREY
+    grey = image.mode in GREY
     if whole:
         _load(image)
     return Facts(height, width, grey, blake2b(content, digest_size=16).hexdigest())
@@ -83,17 +108,35 @@ def decode(
     image = _open(_read(file))
     height, width = _turned_size(image)
     turned = (height, width) != (image.height, image.width)
-    scale = max(size[0] / height, size[1] / width)
-    cover = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
+    cover = _cover((height, width), size)
     # A JPEG is decoded at ½, ¼ or ⅛ where that is still twice the size wanted.
     image.draft(None, (2 * cover[0], 2 * cover[1]) if turned else (2 * cover[1], 2 * cover[0]))
     _load(image)
-    image = _flat(ImageOps.exif_transpose(image), grey, config.background)
+    image = flatten(ImageOps.exif_transpose(image), grey, config.background)
+    return _cropped(image, cover, config, size, place)
+
+
+def fit(image: Image.Image, config: DataConfig, size: tuple[int, int], place: Sequence[float]) -> np.ndarray:
+    """A picture of `flatten` as uint8 C×H×W, resized and cropped as `decode` does it."""
+    if config.scale is not None:
+        return _window(image, config, size, place)
+    return _cropped(image, _cover((image.height, image.width), size), config, size, place)
+
+
+def _cover(shown: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The least height and width of the proportions of `shown` that cover `size`."""
+    scale = max(size[0] / shown[0], size[1] / shown[1])
+    return max(round(shown[0] * scale), size[0]), max(round(shown[1] * scale), size[1])
+
+
+def _cropped(
+    image: Image.Image, cover: tuple[int, int], config: DataConfig, size: tuple[int, int], place: Sequence[float]
+) -> np.ndarray:
     if image.size != (cover[1], cover[0]):
         image = image.resize((cover[1], cover[0]), _FILTERS[config.filter])
     top, left = (round((c - s) * p) for c, s, p in zip(cover, size, place[:2], strict=True))
     pixels = np.asarray(image)[top : top + size[0], left : left + size[1]]
-    return pixels[None] if grey else np.moveaxis(pixels, -1, 0)
+    return pixels[None] if image.mode == "L" else np.moveaxis(pixels, -1, 0)
 
 
 @lru_cache(maxsize=4)
@@ -101,7 +144,7 @@ def _whole(file: Path | bytes, grey: bool, colour: str) -> Image.Image:
     """A picture at its full size; the last few are kept, since crops of one large picture are often asked for."""
     image = _open(_read(file))
     _load(image)
-    return _flat(ImageOps.exif_transpose(image), grey, colour)
+    return flatten(ImageOps.exif_transpose(image), grey, colour)
 
 
 def _window(image: Image.Image, config: DataConfig, size: tuple[int, int], place: Sequence[float]) -> np.ndarray:
@@ -143,6 +186,15 @@ def _read(file: Path | bytes) -> bytes:
         raise Unusable((error.strerror or "cannot be read").lower()) from error
 
 
+def opened(file: Path) -> Image.Image:
+    """A picture file, not yet decoded.
+
+    Raises:
+        Unusable: it is none, or is enormous.
+    """
+    return _open(_read(file))
+
+
 def _open(content: bytes) -> Image.Image:
     if not content:
         raise Unusable("empty file")
@@ -180,7 +232,7 @@ def _turned_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def _flat(image: Image.Image, grey: bool, colour: str) -> Image.Image:
+def flatten(image: Image.Image, grey: bool, colour: str) -> Image.Image:
     """Eight bits, grey or RGB, on a background where it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         levels = np.asarray(image).astype(np.float64)

@@ -2,45 +2,41 @@
 
 import atexit
 import copy
-import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
 from datasets.utils.logging import disable_progress_bar
-from torch import Tensor
 
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import unwritable, write_folder
 from rectiflow.data import buckets as shapes
 from rectiflow.data.config import DataConfig
-from rectiflow.data.decode import Unusable, background, decode
-from rectiflow.data.images import Bucket, Images, ImageSet
+from rectiflow.data.decode import background, decode
+from rectiflow.data.films import Window, read_window
+from rectiflow.data.images import Bucket, ImageSet
 from rectiflow.data.inventory import Report, inventory
 from rectiflow.data.shards import content
+from rectiflow.data.table import Listed
 
 disable_progress_bar()  # of `datasets`; ours says what is going on
-_LOG = logging.getLogger("rectiflow")
-_NEIGHBOURS = 20
-_ROWS = 4096
-_TEXT, _YES = Value("string"), Value("bool")
+_TEXT, _YES, _REAL = Value("string"), Value("bool"), Value("float64")
 _COLUMNS = Features(
     {
         **{"path": _TEXT, "class": _TEXT, "captions": [_TEXT], "held_out": _YES},
         **{"height": Value("int64"), "width": Value("int64"), "grey": _YES},
     }
 )
+_OF_CLIPS = Features({**_COLUMNS, "start": _REAL, "rate": _REAL, "gap": _REAL})
 
 
 @final
-class Files(Images):
+class Files(Listed):
     """Pictures decoded when they are asked for; only the table of their paths is held, mapped from disk.
 
     Args:
@@ -51,39 +47,16 @@ class Files(Images):
         grey: one channel or three.
     """
 
-    costly = True
-
     def __init__(
         self, table: Dataset, config: DataConfig, sizes: list[shapes.Size], size: shapes.Size, grey: bool
     ) -> None:
-        self.table, self.config, self.sizes, self.grey = table, config, sizes, grey
+        super().__init__(table, config)
+        self.sizes, self.grey = sizes, grey
         self.shape = (1 if grey else 3, *size)
-        self.labels = torch.tensor(self.table["label"][:], dtype=torch.int64)
-        self.captioned = bool(pc.any(pc.greater(pc.list_value_length(self.table.data.column("captions")), 0)).as_py())
-        self._lost: set[str] = set()
 
-    def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
-        """uint8 pictures at `index`. One that has become unreadable is named once and its neighbour taken instead.
-
-        Raises:
-            InputError: a whole neighbourhood is unreadable.
-        """
-        places = [[0.5, 0.5, 1.0]] * len(index) if place is None else place.tolist()
-        pictures = [self._one(i, p) for i, p in zip(index.tolist(), places, strict=True)]
-        return torch.from_numpy(np.stack(pictures))
-
-    def captions(self, index: Tensor, choice: Tensor | None = None) -> list[str]:
-        """A caption of each picture at `index`; empty where there is none."""
-        draws = [0.0] * len(index) if choice is None else choice.tolist()
-        column = self.table.data.column("captions")
-        given = [column[i].as_py() for i in index.tolist()]
-        return [some[int(draw * len(some))] if some else "" for some, draw in zip(given, draws, strict=True)]
-
-    def every_caption(self) -> Iterator[str]:
-        """All captions of all pictures, those of one picture after one another."""
-        for chunk in self.table.data.column("captions").chunks:
-            for start in range(0, len(chunk), _ROWS):
-                yield from chain.from_iterable(chunk.slice(start, _ROWS).to_pylist())
+    def read(self, row: int, path: str, place: Sequence[float]) -> np.ndarray:
+        """The picture of a file, uint8 C×H×W."""
+        return decode(content(self.config.dir, path), self.config, self.size, self.grey, place)
 
     def buckets(self) -> tuple[Bucket, ...]:
         """Each picture at the shape at which it keeps most of its area."""
@@ -98,23 +71,35 @@ class Files(Images):
         other.shape = (self.shape[0], *size)
         return other
 
-    def _one(self, index: int, place: list[float]) -> np.ndarray:
-        for step in range(_NEIGHBOURS):
-            path = self.table.data.column("path")[(index + step) % len(self)].as_py()
-            try:
-                return decode(content(self.config.dir, path), self.config, self.size, self.grey, place)
-            except Unusable as problem:
-                if path not in self._lost:
-                    self._lost.add(path)
-                    _LOG.warning("%s: %s; another picture takes its place.", path, problem)
-        raise InputError(
-            f"{self.config.dir} has changed: {path} and {_NEIGHBOURS - 1} pictures before it cannot be read any more; "
-            "restore them and go on with --resume."
-        )
+
+@final
+class ClipFiles(Listed):
+    """Clips of films, decoded when they are asked for, a few frames at a time.
+
+    Args:
+        table: columns path, label, captions, height, width; start, rate and gap of each clip's `Window`, without a
+            start for a picture.
+        config: how to decode.
+        shape: C, T, H, W of what `fetch` gives; pictures are of one frame.
+    """
+
+    noun = "clip"
+
+    def __init__(self, table: Dataset, config: DataConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(table, config)
+        self.shape = shape
+
+    def read(self, row: int, path: str, place: Sequence[float]) -> np.ndarray:
+        """The clip of a row, uint8 C×T×H×W."""
+        start, rate, gap = (self.table.data.column(name)[row].as_py() for name in ("start", "rate", "gap"))
+        if start is None:
+            file = content(self.config.dir, path)
+            return decode(file, self.config, self.size, self.shape[0] == 1, place)[:, None]
+        return read_window(Path(self.config.dir, path), Window(start, rate, gap), self.config, self.shape, place)
 
 
 def open_folder(config: DataConfig, index: Path | None = None) -> ImageSet:
-    """The pictures of `config.dir`.
+    """The pictures of `config.dir`; with `config.frames` > 1 its clips, with pictures as their `stills`.
 
     Args:
         config: the folder and how to read it.
@@ -126,20 +111,21 @@ def open_folder(config: DataConfig, index: Path | None = None) -> ImageSet:
     """
     background(config.background)
     if index is not None:
-        return _as_set(config, _read(index), ())
+        return _as_set(config, _read(index, config.frames > 1), ())
     rows, report = inventory(config)
     return _as_set(config, _mapped(rows), report)
 
 
 def write_index(data: ImageSet, index: Path) -> None:
-    """Write down which pictures a set has, if it is a folder's; see `open_folder`.
+    """Write down which pictures or clips a set has, if it is a folder's; see `open_folder`.
 
     Raises:
         InputError: the disk is full or read-only.
     """
-    parts = [part.table.remove_columns("label") for part in (data.train, data.held_out) if isinstance(part, Files)]
-    if parts:
-        write_folder(index, lambda aside: concatenate_datasets(parts).save_to_disk(str(aside)))
+    parts = [data.train, data.train.stills, data.held_out, data.held_out.stills]
+    tables = [part.table.remove_columns("label") for part in parts if isinstance(part, Listed)]
+    if tables:
+        write_folder(index, lambda aside: concatenate_datasets(tables).save_to_disk(str(aside)))
 
 
 def _as_set(config: DataConfig, table: Dataset, report: Report) -> ImageSet:
@@ -150,6 +136,9 @@ def _as_set(config: DataConfig, table: Dataset, report: Report) -> ImageSet:
     table = table.add_column("label", [number.get(name, -1) for name in table["class"]])
     held_out = np.array(table["held_out"], dtype=bool)
     train, others = (_selected(table, chosen) for chosen in (~held_out, held_out))
+    if config.frames > 1:
+        shape = (1 if grey else 3, config.frames, *size)
+        return ImageSet(_clips(train, config, shape), _clips(others, config, shape), names, report=report)
     sizes = [size]
     if config.buckets > 1:
         sizes = shapes.choose(*_sides(train), config)
@@ -157,6 +146,15 @@ def _as_set(config: DataConfig, table: Dataset, report: Report) -> ImageSet:
         size = shapes.nearest(sizes, size)
     parts = [Files(part, config, sizes, size, grey) for part in (train, others)]
     return ImageSet(parts[0], parts[1], names, report=report)
+
+
+def _clips(table: Dataset, config: DataConfig, shape: tuple[int, ...]) -> ClipFiles:
+    """The clips of a table, with the pictures beside them."""
+    pictures = table.data.column("start").is_null().to_numpy()
+    clips = ClipFiles(_selected(table, ~pictures), config, shape)
+    if pictures.any():
+        clips.stills = ClipFiles(_selected(table, pictures), config, (shape[0], 1, *shape[2:]))
+    return clips
 
 
 def _sides(table: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +171,7 @@ def _mapped(rows: list[dict[str, Any]]) -> Dataset:
     """The rows in a file of this process, so that their pages are the system's to keep or to drop."""
     aside = _aside()
     try:
-        Dataset.from_list(rows, features=_COLUMNS).save_to_disk(str(aside))
+        Dataset.from_list(rows, features=_OF_CLIPS if "start" in rows[0] else _COLUMNS).save_to_disk(str(aside))
     except OSError as error:
         raise unwritable(aside, error) from error
     return load_from_disk(str(aside))
@@ -201,11 +199,13 @@ def _natural(name: str) -> tuple[bool, int, str]:
     return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
 
 
-def _read(index: Path) -> Dataset:
+def _read(index: Path, clips: bool) -> Dataset:
     try:
         table = load_from_disk(str(index))
     except Exception as error:  # the reader lets through whatever its parsers raise
         raise InputError(f"{index} cannot be read; restore it, or begin another run.") from error
+    if clips != ("start" in table.column_names):
+        raise InputError(f"{index} lists {'pictures' if clips else 'clips'}, which data.frames is not for.")
     if "caption" in table.column_names:  # of a run begun when a picture had one caption
         table = table.add_column("captions", [[caption] if caption else [] for caption in table["caption"]])
         table = table.remove_columns("caption").select_columns(list(_COLUMNS)).cast(_COLUMNS)

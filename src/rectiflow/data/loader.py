@@ -1,5 +1,6 @@
 """The batch of any step, a function of (seed, step), and the processes that decode ahead of training."""
 
+import gc
 import logging
 import os
 import signal
@@ -173,3 +174,5 @@ def _as_it_is(batch: Any) -> Any:
 def _begin(worker: int) -> None:
     # Ctrl-C is the training process's to answer; it ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What the training process has left to collect may own threads that are not here: freeing it would wait for them.
+    gc.freeze()

@@ -13,6 +13,7 @@ from rectiflow.base.errors import InputError
 from rectiflow.data.captions import captions_of, sidecar
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Unusable
+from rectiflow.data.film_frames import FILMS
 from rectiflow.data.metadata import METADATA, check_columns, read_metadata
 from rectiflow.data.shards import image_column, is_inside
 from rectiflow.data.shards import rows as rows_inside
@@ -23,6 +24,7 @@ EXTENSIONS = frozenset(
     for name in names.split()
 )
 NOT_A_PICTURE = "not a picture by its name"
+NOT_A_CLIP = "neither a clip nor a picture by its name"
 _TRAINING = frozenset({"train", "training"})
 _HELD_OUT = frozenset({"val", "valid", "validation", "test", "testing", "eval", "dev", "held_out"})
 
@@ -78,7 +80,7 @@ def _counted(told: Sequence[tuple[str, str]]) -> list[tuple[str, int, str]]:
 
 
 def survey(config: DataConfig) -> Survey:
-    """List the pictures of `config.dir` with their classes and captions.
+    """List the pictures of `config.dir`, and its films if `config.frames` > 1, with their classes and captions.
 
     Classes are the folders that pictures lie in. Folders named train and val, validation or test at the top are parts,
     not classes, if nothing else lies beside them. A `metadata` file at the top gives captions and other columns.
@@ -93,12 +95,14 @@ def survey(config: DataConfig) -> Survey:
         raise InputError(f"no folder at {root}; expected a folder of pictures after --data.")
     found = Survey()
     files = list(_walk(root, found))
-    pictures = [path for path in files if Path(path).suffix.lower() in EXTENSIONS]
+    taken = EXTENSIONS | FILMS if config.frames > 1 else EXTENSIONS
+    pictures = [path for path in files if Path(path).suffix.lower() in taken]
     shards = [path for path in files if _is_shard(root, path, found)]
     tables = [path for path in files if Path(path).name in METADATA and path not in shards]
     expected = {*pictures, *shards, *tables, *(str(Path(path).with_suffix(".txt")) for path in pictures)}
     expected |= {path for path, _ in found.skipped}  # told already
-    found.skipped += [(path, NOT_A_PICTURE) for path in files if path not in expected]
+    stray = NOT_A_CLIP if config.frames > 1 else NOT_A_PICTURE
+    found.skipped += [(path, stray) for path in files if path not in expected]
     rows, found.columns = read_metadata(config, tables, found.noted)
     inside = {f"{path}#{number}": row for path in shards for number, row in enumerate(rows_inside(root / path))}
     found.columns |= {column for row in inside.values() for column in row}

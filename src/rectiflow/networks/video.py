@@ -40,7 +40,9 @@ class VideoDiT(Transformer):
 
     def march(self, x: Tensor, modulation: Tensor, rotation: Rotation, words: Words | None, grid: Grid) -> Tensor:
         """B×tokens×D through all blocks, to the same."""
-        ways = (Reach(grid, "frame"), Reach(grid, "place")) if self.factorised else (Reach(grid),)
+        # One group is none at all: compiled blocks are then the same for every length.
+        turns = [Reach(grid, "frame"), Reach(grid, "place")] if self.factorised else [Reach(grid)]
+        ways = [way if way.groups > 1 else None for way in turns]
         y = None if words is None else words.tokens.to(x.dtype)
         for number, block in enumerate(self.blocks):
             reach = ways[number % len(ways)]

@@ -9,11 +9,13 @@ import torch
 from rectiflow.base.errors import InputError, unknown
 from rectiflow.base.files import write_folder
 from rectiflow.data.builtin import BUILTIN, digit_clips
+from rectiflow.data.clips import save_clip
 from rectiflow.data.config import DataConfig
 from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.pictures import to_image, to_uint8
 
 _CHUNK = 512
+CLIP_RATE = 10  # frames a second of a built-in set's clips in files
 
 
 def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
@@ -112,7 +114,7 @@ def is_index(path: Path) -> bool:
 
 def write_set(name: str, folder: Path, count: int = 0) -> dict[str, int]:
     """Write a built-in set as a folder that `open_folder` reads back: train/ and test/, with a folder for each class or
-    a `metadata.jsonl` of captions.
+    a `metadata.jsonl` of captions. Clips are written as gif files, which hold their pixels exactly.
 
     Args:
         name: of the set.
@@ -144,13 +146,20 @@ def write_set(name: str, folder: Path, count: int = 0) -> dict[str, int]:
 
 def _write_part(images: Images, class_names: tuple[str, ...], folder: Path, count: int) -> None:
     lines = []
+    clips = len(images.shape) == 4
+    kind = ".gif" if clips else ".png"
     for chunk in torch.split(torch.arange(min(count, len(images))), _CHUNK):
-        pixels = to_uint8(to_float(images.fetch(chunk)))
-        for i, picture, caption in zip(chunk.tolist(), pixels, images.captions(chunk), strict=True):
+        pixels = to_float(images.fetch(chunk))
+        frames = pixels.movedim(2, 1).flatten(0, 1) if clips else pixels
+        samples = to_uint8(frames).unflatten(0, (len(chunk), -1))
+        for i, sample, caption in zip(chunk.tolist(), samples, images.captions(chunk), strict=True):
             label = int(images.labels[i])
-            name = f"{class_names[label]}/{i:05d}.png" if class_names else f"{i:05d}.png"
+            name = f"{class_names[label]}/{i:05d}{kind}" if class_names else f"{i:05d}{kind}"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            to_image(picture).save(folder / name)
+            if clips:
+                save_clip(sample, folder / name, CLIP_RATE, {}, scale=1)
+            else:
+                to_image(sample[0]).save(folder / name)
             if caption:
                 lines.append(json.dumps({"file_name": name, "text": caption}, ensure_ascii=False))
     if lines:

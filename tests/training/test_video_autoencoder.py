@@ -54,6 +54,7 @@ def config(**changes):
     base = video_autoencoder().model_dump()
     small = {
         "network": {**base["network"], **LAYOUT},
+        "loss": {"absolute": 1.0, "structure": 0.5},
         "discriminator": {"width": 4, "layers": 1, "start": 0.25, "lead": 0.25},
         "steps": 8,
         "batch": 4,

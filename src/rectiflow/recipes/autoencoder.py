@@ -23,16 +23,20 @@ def autoencoder() -> AutoencoderRunConfig:
 
 
 def video_autoencoder() -> AutoencoderRunConfig:
-    """A causal VAE-GAN of clips, of factor 4 in space and in time with 16 channels, on digit-clips."""
+    """A causal VAE of clips, of factor 4 in space and in time with 16 channels, on digit-clips.
+
+    By the squared error alone: it begins as the linear code, at 27.9 dB, of which 180 steps with the absolute error and
+    structure, which like an even background, lost 0.8 dB at this rate, and 200 steps with the squared one gained 0.9.
+    """
     return AutoencoderRunConfig(
         recipe="video-autoencoder",
         data=DataConfig(set="digit-clips", frames=17),
         network=AutoencoderConfig(width=16, multipliers=(1, 2, 4), latent_channels=16, linear=True, temporal=4),
-        loss=ReconstructionConfig(absolute=1.0, structure=0.5, kl=1e-6),
-        discriminator=DiscriminatorConfig(width=16),
-        steps=800,
-        batch=8,
+        loss=ReconstructionConfig(absolute=0.0, square=4.0, kl=1e-6),
+        discriminator=DiscriminatorConfig(weight=0.0, width=16),
+        steps=2800,
+        batch=4,
         optimiser=OptimiserConfig(lr=2e-3, betas=(0.9, 0.99), warmup=50, decay="cosine"),
         ema=EmaConfig(decay=0.99),
-        every=EveryConfig(log=20, held_out=100, preview=200, first_preview=50, save=200),
+        every=EveryConfig(log=20, held_out=200, preview=400, first_preview=100, save=400),
     )

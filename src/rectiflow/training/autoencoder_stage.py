@@ -35,7 +35,7 @@ from rectiflow.training.diagnostics import latent_diagnostics, latents_dead, ver
 from rectiflow.training.stage import Stage
 
 _HELD_OUT, _CHUNK, _STATISTICS = 256, 32, 1024
-_PATCHES, _CLIPS = 256, 32  # pictures or clips that the linear code is fitted to
+_PATCHES, _CLIPS = 256, 32  # pictures or clips that the linear code is fitted to; the fewest clips of a figure
 _LECAM_DECAY = 0.99
 _GROWN = 200  # steps of a discriminator before it is judged
 
@@ -207,10 +207,13 @@ class AutoencoderStage(Stage):
             logits[2] += 1
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
-        """PSNR of the first 256 held-out pictures from the means of their latents, in dB, and the loss of these."""
+        """PSNR of 256 held-out pictures from the means of their latents, in dB, and the loss of these.
+
+        Of clips as many as have so many frames, at least 32; PSNR is of their frames.
+        """
         quality, losses, count = 0.0, 0.0, 0
         vae = _vae(module)
-        for x in self._pictures(self.data.held_out, _HELD_OUT):
+        for x in self._pictures(self.data.held_out, self._count(_HELD_OUT)):
             with torch.no_grad():
                 made = vae.decode(vae.encode(x).mean).float()
                 quality += float(psnr(fold(made), fold(x)).mean()) * len(x)
@@ -240,7 +243,7 @@ class AutoencoderStage(Stage):
     def _statistics(self, vae: VAE | VideoVAE, count: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each latent channel over training pictures: of draws, so of E[s²] + Var[m]."""
         sums, number = torch.zeros(2, self.config.network.latent_channels, dtype=torch.float64), 0
-        for x in self._pictures(self.data.train, count):
+        for x in self._pictures(self.data.train, self._count(count)):
             with torch.no_grad():
                 posterior = vae.encode(x)
             mean, variance = posterior.mean.double().cpu(), posterior.log_variance.double().exp().cpu()
@@ -255,11 +258,18 @@ class AutoencoderStage(Stage):
         old_enough = int(self.module.get_buffer("logits")[2]) >= _GROWN
         return {**latents_dead(means, self.config), **(verdict(means, self.config) if old_enough else {})}
 
+    def _count(self, pictures: int) -> int:
+        """How many samples stand for so many pictures."""
+        return max(_CLIPS, pictures // self._frames)
+
+    @property
+    def _frames(self) -> int:
+        return self.data.shape[1] if len(self.data.shape) == 4 else 1
+
     def _pictures(self, images: Images, count: int) -> Iterator[Tensor]:
         # From all over the set, whose order may mean something.
         index = Key(self.config.seed, "shown pictures").permutation(len(images))[:count] if len(images) else None
-        frames = self.data.shape[1] if len(self.data.shape) == 4 else 1
-        for chunk in () if index is None else torch.split(index, max(1, _CHUNK // frames)):
+        for chunk in () if index is None else torch.split(index, max(1, _CHUNK // self._frames)):
             yield to_float(images.fetch(chunk)).to(self.device)
 
     def _move(self, step: int, x: Tensor) -> Move | None:

@@ -20,6 +20,7 @@ FLOORS = {
     "request": 3,
     "conditioner": 4,
     "pipeline": 5,
+    "continuation": 6,
     "evaluation": 6,
     "serving": 6,
     "training": 7,

@@ -41,7 +41,7 @@ from rectiflow.models.folder import (
 from rectiflow.models.weights import read_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
-from rectiflow.request import Request, Samples, check_frames
+from rectiflow.request import Request, Samples, check_given_frames
 from rectiflow.sampling.cores import over_cores
 from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidances import guidance as guidance_named
@@ -252,7 +252,7 @@ class Pipeline:
         frames, size = self._frames(request), request.size or self.size
         if request.picture is not None and self.conditioner.picture is not None:
             check_given(self.conditioner.picture, request.picture, (self.shape[0], *size))
-        check_frames(request, (self.shape[0], *frames, *size))
+        check_given_frames(request, (self.shape[0], *frames, *size))
         return labels
 
     def _check_guide(self, guide: "Pipeline", kind: str) -> None:

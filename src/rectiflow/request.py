@@ -138,7 +138,7 @@ class Samples:
     prompts: tuple[str, ...] = ()
 
 
-def check_frames(request: Request, shape: tuple[int, ...]) -> None:
+def check_given_frames(request: Request, shape: tuple[int, ...]) -> None:
     """Nothing, if the frames that a request gives suit the pictures or clips that it asks for, of this shape.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from rectiflow.autoencoders.config import check_sides, fitted
+from rectiflow.autoencoders.config import check_frames, check_sides, fitted
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.errors import InputError
 from rectiflow.data.encode import encode_set
@@ -87,14 +87,15 @@ def _check(config: RunConfig, data: ImageSet) -> None:
         InputError: no such autoencoder, or pictures that do not suit it or the network; one line.
     """
     assert config.latent is not None
-    latent, (channels, height, width) = config.latent, data.shape
+    latent, channels, (height, width) = config.latent, data.shape[0], data.size
     if latent.autoencoder:
         space = load_autoencoder(latent.autoencoder)
         space.check(data.shape)
         factor = space.factor
     else:
         factor = latent.train.network.factor
-        check_sides(factor, (height, width))
+        check_sides(factor, data.size)
+        check_frames(latent.train.network.temporal, data.shape)
         fitted(latent.train.network, channels)
     part = config.network.multiple
     if any(-(-side // factor) % part for side in (height, width)):

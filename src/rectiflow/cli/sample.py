@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from rectiflow.base.errors import InputError
+from rectiflow.cli.output import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rectiflow.pipeline import Pipeline
     from rectiflow.request import Request
-
-_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class Sample:
 
     Args:
         run: A run folder, a model folder, ORG/NAME on the Hugging Face hub, or scenes, which ships with the package.
-        out: Where to: X.png is a grid with a row for each class, X.npz holds arr_0 (uint8 N×H×W×C) and arr_1 (labels),
-            anything else is a folder with one PNG each and metadata.jsonl.
+        out: Where to: X.png is a grid with a row for each class, of clips a strip of frames for each; X.mp4 and X.gif
+            are clips side by side; X.npz holds arr_0 (uint8 N×H×W×C, of clips N×T×H×W×C) and arr_1 (labels); anything
+            else is a folder with one file each and metadata.jsonl.
         classes: Names of classes; all of them if left out.
         prompt: Sentences, for a model of captions; several give several rows.
         negative: Sentence that guidance leads away from, in place of no prompt at all.
@@ -50,6 +50,13 @@ class Sample:
         null: What guidance leads away from: picture (the same one, without its label or text), nothing, or auto (the
             same picture, for a model with labels or texts).
         size: Height and width in pixels; the size trained on if left out.
+        frames: Frames of each clip, 1+4k, 1 for pictures; those trained on if left out. More than these are made in
+            windows, each going on from the end of the one before.
+        first: Picture that the clips begin with, for a model of clips.
+        last: Picture that they end with.
+        go_on: Film whose last --overlap frames they begin with, and go on from.
+        overlap: Frames that a window takes over from the one before, 1+4m.
+        rate: Frames a second of films.
         filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
         precision: Of the network's arithmetic: float32, or bfloat16, about twice as fast where the processor has it.
         device: auto, cpu, cuda or mps.
@@ -74,20 +81,22 @@ class Sample:
     picture: Path | None = None
     null: Literal["auto", "picture", "nothing"] = "auto"
     size: tuple[int, int] | None = None
+    frames: int | None = None
+    first: Path | None = None
+    last: Path | None = None
+    go_on: Path | None = None
+    overlap: int = 5
+    rate: float = 8.0
     filmstrip: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
 
     def __call__(self) -> int:
         """Sample; returns the exit status."""
-        suffix = self.out.suffix.lower()
-        if self.filmstrip and (suffix != ".png" or self.filmstrip < 2):
+        output = Output(self.out, self.count if self.count > 1 else 0, self.rate)
+        output.check()
+        if self.filmstrip and (output.suffix != ".png" or self.filmstrip < 2):
             raise InputError("--filmstrip takes at least 2 moments and an --out that ends in .png.")
-        if suffix not in ("", ".png", ".npz"):
-            raise InputError(
-                f"--out {self.out}: expected a name ending in .png or .npz, or a folder without an ending."
-            )
-
         from rectiflow.cli.runs import model_of
         from rectiflow.models.autoencoder import is_autoencoder
         from rectiflow.models.folder import find_model
@@ -97,7 +106,7 @@ class Sample:
 
         model = find_model(self.run)
         if is_autoencoder(model):
-            return self._sample_prior(model, suffix)
+            return self._sample_prior(model, output)
         device = str(resolve_device(self.device))
         # What is given in place of a run's own pictures needs these no more.
         pipeline = model_of(self.run, device) if self.source is None else Pipeline.load(self.run, device)
@@ -121,15 +130,17 @@ class Sample:
             source=None if self.source is None else self._source(self.size or pipeline.size, pipeline.shape[0]),
             picture=given,
             null=self.null,
+            frames=self.frames,
+            **self._frames(pipeline),
         )
         if self.filmstrip:
             self._save_filmstrip(pipeline, request)
         else:
-            self._save_samples(pipeline, request, suffix, names)
+            self._save_samples(pipeline, request, output, names)
         print(f"wrote {self.out}")
         return 0
 
-    def _sample_prior(self, model: Path, suffix: str) -> int:
+    def _sample_prior(self, model: Path, output: Output) -> int:
         import torch
 
         from rectiflow.models.autoencoder import load_autoencoder, prior_pictures, read_autoencoder_config
@@ -144,36 +155,15 @@ class Sample:
                 f"a flow in it: rectiflow train latent --autoencoder {self.run} --data DIR"
             )
         config = read_autoencoder_config(model)
-        shape = (config.shape[0], *(self.size or config.shape[-2:]))
+        shape = (*config.shape[:-2], *(self.size or config.shape[-2:]))
         space = load_autoencoder(str(model))
         space.network.to(resolve_device(self.device))
         pixels = prior_pictures(space, shape, self.count, self.seed)
         about = {"model": str(self.run), **config.training, "prior": True, "seed": self.seed}
         labels = torch.full((self.count,), -1)
-        self._write(pixels, labels, suffix, about, [{"index": i, **about} for i in range(self.count)])
+        output.write(pixels, labels, about, [{"index": i, **about} for i in range(self.count)])
         print(f"wrote {self.out}")
         return 0
-
-    def _write(
-        self,
-        pixels: "Tensor",
-        labels: "Tensor",
-        suffix: str,
-        about: dict[str, Any],
-        each: list[dict[str, Any]],
-        names: Sequence[str] = (),
-    ) -> None:
-        """Pictures in [−1, 1] as the kind of file that --out asks for."""
-        from rectiflow.data.pictures import grid, save_folder, save_npz, save_png, screen_scale, to_uint8
-
-        levels = to_uint8(pixels)
-        if suffix == ".npz":
-            save_npz(levels, labels, self.out)
-        elif suffix == ".png":
-            columns = self.count if self.count > 1 else min(len(names) or 1, _COLUMNS)
-            save_png(grid(levels, columns, screen_scale(*levels.shape[1:3])), self.out, about)
-        else:
-            save_folder(levels, self.out, each, self._named(names, len(levels)))
 
     def _given(self, pipeline: "Pipeline") -> tuple["Tensor | None", tuple[str, ...]]:
         """What --picture gives, each `count` times, and the names of what was given."""
@@ -206,10 +196,29 @@ class Sample:
         images = pictures_in(str(self.source), (channels, *size)).train
         return to_float(images.fetch(torch.arange(min(self.count, len(images)))))
 
-    def _save_samples(self, pipeline: "Pipeline", request: "Request", suffix: str, names: Sequence[str]) -> None:
-        samples = pipeline.sample(request)
+    def _frames(self, pipeline: "Pipeline") -> dict[str, "Tensor | None"]:
+        """What --first, --last and --go-on give, under the names of a request."""
+        if self.first is self.last is self.go_on is None:
+            return {}
+        if pipeline.conditioner.frames is None:
+            raise InputError(f"{self.run} is given no frames beside the noise; leave out --first, --last and --go-on.")
+        if self.first is not None and self.go_on is not None:
+            raise InputError("--first and --go-on both say how clips begin; leave out one of them.")
+        from rectiflow.data.given import read_end, read_frame
+
+        shape = (*pipeline.shape[:2], *(self.size or pipeline.size))
+        first = None if self.first is None else read_frame(self.first, shape)
+        if self.go_on is not None:
+            first = read_end(self.go_on, self.overlap, shape)
+        return {"first": first, "last": None if self.last is None else read_frame(self.last, shape)}
+
+    def _save_samples(self, pipeline: "Pipeline", request: "Request", output: Output, names: Sequence[str]) -> None:
+        from rectiflow.continuation import continued
+
+        samples = continued(pipeline, request, self.overlap)
         each = list(self._about_each(pipeline, request, samples.labels))
-        self._write(samples.pixels, samples.labels, suffix, self._about(pipeline), each, names)
+        named = self._named(names, len(samples.pixels)) if output.suffix == "" else names
+        output.write(samples.pixels, samples.labels, self._about(pipeline), each, named)
 
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
         import torch

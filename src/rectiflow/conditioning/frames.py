@@ -30,7 +30,7 @@ class Given(NamedTuple):
         """What training gives of the samples at global `index` (int64 B), of clips of `length` = L latent frames."""
         draws = key.uniform(index, (2,)).double()
         weights = torch.tensor(config.weights, dtype=torch.float64)
-        kind = torch.searchsorted(weights.cumsum(0) / weights.sum(), draws[:, 0], right=True)
+        kind = torch.searchsorted(weights.cumsum(0) / weights.sum(), draws[:, 0].contiguous(), right=True)
         several = 2 + (draws[:, 1] * max(length - 2, 1)).long()
         one = ((kind == 1) | (kind == 3)).long()
         beginning = torch.where(kind == 4, several, one).clamp(max=length - 1)

@@ -3,7 +3,7 @@
 import io
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import write_aside, write_folder
+from rectiflow.base.files import write_aside, write_folder, write_text
 from rectiflow.data.film_frames import load_av
 from rectiflow.data.pictures import grid, save_folder, to_image
 
@@ -61,6 +61,29 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
     else:
         content = _gif(larger, rate, comment)
         write_aside(path, lambda aside: aside.write_bytes(content))
+
+
+def save_clips(
+    pixels: Tensor, folder: Path, rate: float, about: Sequence[Mapping[str, object]], names: Sequence[str] = ()
+) -> None:
+    """Write an mp4 for each clip and `metadata.jsonl`, a line each with `file_name` first.
+
+    Args:
+        pixels: uint8 N×T×H×W×C.
+        folder: made if need be; files of the same names in it are replaced.
+        rate: frames a second, > 0.
+        about: N mappings, written into the clip and into its line.
+        names: N names of files, without their ending; numbers if left out.
+
+    Raises:
+        InputError: as of `save_clip`.
+    """
+    lines = []
+    for i, (clip, words) in enumerate(zip(pixels, about, strict=True)):
+        name = f"{names[i] if names else f'{i:05d}'}.mp4"
+        save_clip(clip, folder / name, rate, words)
+        lines.append(json.dumps({"file_name": name, **words}, ensure_ascii=False))
+    write_text(folder / "metadata.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def clip_scale(height: int, width: int) -> int:

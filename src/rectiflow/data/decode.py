@@ -117,10 +117,17 @@ def decode(
 
 
 def fit(image: Image.Image, config: DataConfig, size: tuple[int, int], place: Sequence[float]) -> np.ndarray:
-    """A picture of `flatten` as uint8 C×H×W, resized and cropped as `decode` does it."""
+    """A picture of `flatten` as uint8 C×H×W, resized and cropped as `decode` does it, a large one through a half, a
+    quarter or an eighth of its size.
+    """
     if config.scale is not None:
         return _window(image, config, size, place)
-    return _cropped(image, _cover((image.height, image.width), size), config, size, place)
+    cover = _cover((image.height, image.width), size)
+    for factor in (8, 4, 2):  # as a JPEG is decoded
+        if image.height >= 2 * factor * cover[0] and image.width >= 2 * factor * cover[1]:
+            image = image.reduce(factor)
+            break
+    return _cropped(image, cover, config, size, place)
 
 
 def _cover(shown: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

@@ -49,6 +49,39 @@ def read_given(path: Path, config: PictureConfig, shape: tuple[int, ...]) -> tup
     return torch.stack(pictures), stems if len(set(stems)) == len(stems) else whole
 
 
+def read_frame(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A picture as a frame of clips of shape C×T×H×W: 1×C×1×H×W in [−1, 1].
+
+    Raises:
+        InputError: no picture; one line.
+    """
+    try:
+        return _decoded(path, (shape[-2], shape[-1]), grey=shape[0] == 1)[None, :, None]
+    except Unusable as problem:
+        raise InputError(f"{path}: {problem}; expected a picture that clips begin or end with.") from problem
+
+
+def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
+    """The last `count` frames of a film, at its own rate, for clips of shape C×T×H×W: 1×C×count×H×W in [−1, 1].
+
+    Raises:
+        InputError: no film, or one of fewer frames; one line.
+    """
+    from rectiflow.data.films import Window, inspect_film, read_window
+
+    try:
+        film = inspect_film(path, whole=True).film
+        if film is None or film.frames < count:
+            found = 1 if film is None else film.frames
+            raise InputError(f"{path} has {found} frames, expected {count} at least to go on from.")
+        shown = min(film.end, film.first + (film.frames - 1) / film.rate)
+        window = Window(shown - (count - 1) / film.rate, film.rate, film.gap)
+        clip = read_window(path, window, _PLAIN, (shape[0], count, *shape[-2:]), _CENTRE)
+    except Unusable as problem:
+        raise InputError(f"{path}: {problem}; expected a film, such as .mp4, .webm or .gif.") from problem
+    return to_float(torch.from_numpy(clip))[None]
+
+
 def _plain(file: Path, size: tuple[int, int], grey: bool) -> Tensor:
     return _decoded(file, size, grey)
 

@@ -27,7 +27,6 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "ddpm": ddpm,
     "folder": folder,
     "autoencoder": autoencoder,
-    "video-autoencoder": video_autoencoder,
     "latent": latent,
     "latent-256": latent_256,
     "text": text,

@@ -19,16 +19,16 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Data:
-    """Show what training would see: pictures used and skipped, captions, buckets. Nothing is written.
+    """Show what training would see: pictures or clips used and skipped, captions, buckets. Nothing is written.
 
-    With --out, a built-in set is written as a folder of pictures instead, which trains again: rectiflow train folder
-    --data DIR.
+    With --out, a built-in set is written as a folder of pictures or clips instead, which trains again: rectiflow train
+    folder --data DIR.
 
     Args:
-        source: A folder of pictures, or digits or digit-scenes.
+        source: A folder of pictures or clips, or digits, digit-scenes or digit-clips.
         out: The folder to write; new or empty.
         count: Pictures of each part (train and test) to write at most; 0 is all.
-        set: Settings of the data, such as data.size=64 data.buckets=7 data.caption=prompt.
+        set: Settings of the data, such as data.size=64 data.buckets=7 data.caption=prompt data.frames=17.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SET|DIR")]
@@ -59,6 +59,8 @@ class Data:
         builtin = [name for name in get_args(SetName) if name != "folder"]
         if self.source not in builtin and not Path(self.source).is_dir():
             raise InputError(f"no folder at {self.source}; expected one, or a built-in set: {', '.join(builtin)}.")
+        if any(setting.startswith("data.frames=") and setting != "data.frames=1" for setting in settings):
+            settings = ["network.kind=video", *settings]  # the one that takes clips
         if self.source in builtin:
             config = resolve("digits", None, [f"data.set={self.source}", *settings])
         else:
@@ -73,9 +75,8 @@ def _lines(data: "ImageSet") -> list[str]:
     """How many pictures, of which shape and classes; and a few captions from all over the set."""
     import torch
 
-    channels, height, width = data.shape
     lines = [
-        f"{len(data.train):,} to train on, {len(data.held_out):,} held out; {channels}×{height}×{width}; "
+        f"{len(data.train):,} to train on, {len(data.held_out):,} held out; {'×'.join(map(str, data.shape))}; "
         f"{len(data.class_names)} classes{': ' if data.class_names else ''}{', '.join(data.class_names[:10])}"
         f"{' …' if data.class_names[10:] else ''}"
     ]

@@ -19,6 +19,7 @@ from rectiflow.evaluation.report import evaluate
 from rectiflow.models.autoencoder import digest, load_autoencoder, unfinished
 from rectiflow.models.folder import describe
 from rectiflow.pipeline import Pipeline
+from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import LatentConfig, RunConfig
 from rectiflow.training.precision import resolve_device
@@ -36,7 +37,7 @@ from rectiflow.training.run import (
 )
 from rectiflow.training.stages import Latents
 
-AUTOENCODER, LATENTS, SCORES = "autoencoder", "latents", "evaluation"
+AUTOENCODER, PICTURES, LATENTS, SCORES = "autoencoder", "autoencoder-of-pictures", "latents", "evaluation"
 _FEWEST, _MOST = 20, 1000
 _UNEVEN = 0.25
 
@@ -146,14 +147,20 @@ class _Workflow:
                 self._say(note)
             return load_autoencoder(self._latent.autoencoder)
         asked, place = self._latent.train, self.folder / AUTOENCODER
-        # The pictures are the run's; how they are cropped and mirrored is the autoencoder's own.
+        if self._latent.pictures is not None:
+            outcome = self._train(self._latent.pictures, self.folder / PICTURES)
+            if not outcome.finished:
+                return outcome
+            asked = asked.model_copy(update={"start_from": str((self.folder / PICTURES).absolute())})
+        outcome = self._train(asked, place)
+        return load_autoencoder(str(place)) if outcome.finished else outcome
+
+    def _train(self, asked: AutoencoderRunConfig, place: Path) -> Outcome:
+        """Train an autoencoder on the run's pictures; how they are cropped and mirrored is its own."""
         own = {name: getattr(asked.data, name) for name in ("crop", "scale", "flip", "workers")}
         pictures = self.config.data.model_copy(update={**own, "source_dir": ""})
         shared = {"data": pictures, "device": self.config.device, "threads": self.config.threads}
-        outcome = train(asked.model_copy(update=shared), place, self.console, self.folder / INDEX_NAME)
-        if not outcome.finished:
-            return outcome
-        return load_autoencoder(str(place))
+        return train(asked.model_copy(update=shared), place, self.console, self.folder / INDEX_NAME)
 
     def _encode(self, space: LatentSpace, data: ImageSet) -> ImageSet:
         folder = Path(self._latent.cache.dir) if self._latent.cache.dir else self.folder / LATENTS

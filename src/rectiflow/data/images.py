@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, final
 
 import torch
@@ -105,6 +105,25 @@ class InMemory(Images):
         return self.pixels[index]
 
 
+@final
+class Frames(Images):
+    """The frames of clips, each a picture: frame t of clip i is number i·T + t. They have no captions.
+
+    Args:
+        clips: C, T, H, W.
+    """
+
+    def __init__(self, clips: Images) -> None:
+        channels, self.frames, height, width = clips.shape
+        self.clips, self.shape = clips, (channels, height, width)
+        self.labels, self.costly = clips.labels.repeat_interleave(self.frames), clips.costly
+
+    def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
+        """The frames at `index`, B×C×H×W."""
+        clips = self.clips.fetch(index // self.frames, place)
+        return clips[torch.arange(len(index)), :, index % self.frames]
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A set in two parts that share no writer, scene, source or file.
@@ -144,3 +163,10 @@ class ImageSet:
     def unseen(self) -> Images:
         """The held-out pictures, or those of training where none are held out."""
         return self.held_out if len(self.held_out) else self.train
+
+
+def frames_of(data: ImageSet) -> ImageSet:
+    """The frames of a set of clips as a set of pictures; a set of pictures as it is."""
+    if len(data.shape) == 3:
+        return data
+    return replace(data, train=Frames(data.train), held_out=Frames(data.held_out))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from rectiflow.autoencoders.frames import fold
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.files import write_text
 from rectiflow.base.randomness import Key
-from rectiflow.data.images import Images, ImageSet
+from rectiflow.data.images import Frames, ImageSet
 from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import Features, features
@@ -74,25 +74,6 @@ def evaluate_autoencoder(
     write_text(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "report.md", autoencoder_page(result))
     return result
-
-
-@final
-class Frames(Images):
-    """The frames of clips, each a picture: frame t of clip i is number i·T + t.
-
-    Args:
-        clips: C, T, H, W.
-    """
-
-    def __init__(self, clips: Images) -> None:
-        channels, self.frames, height, width = clips.shape
-        self.clips, self.shape = clips, (channels, height, width)
-        self.labels = clips.labels.repeat_interleave(self.frames)
-
-    def fetch(self, index: Tensor, place: Tensor | None = None) -> Tensor:
-        """The frames at `index`, B×C×H×W."""
-        clips = self.clips.fetch(index // self.frames, place)
-        return clips[torch.arange(len(index)), :, index % self.frames]
 
 
 def _reconstructed(space: LatentSpace, x: Tensor) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from rectiflow.autoencoders.vae import VAE
 from rectiflow.autoencoders.video_vae import VideoVAE
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
-from rectiflow.data.images import Images, ImageSet, to_float
+from rectiflow.data.images import Images, ImageSet, frames_of, to_float
 from rectiflow.data.loader import Loader
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
 from rectiflow.evaluation.linear_code import linear_code
@@ -63,6 +63,8 @@ class AutoencoderStage(Stage):
 
     def __init__(self, config: AutoencoderRunConfig, data: ImageSet, device: torch.device) -> None:
         config = config.model_copy(update={"network": fitted(config.network, data.shape[0])})
+        # An autoencoder of pictures takes clips frame by frame.
+        data = frames_of(data) if config.network.temporal == 1 else data
         self.config, self.data, self.device = config, data, device
         check_sides(config.network.factor, data.size)
         check_frames(config.network.temporal, data.shape)

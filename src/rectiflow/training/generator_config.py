@@ -65,11 +65,14 @@ class LatentConfig(Config):
         autoencoder: a run or model folder, a folder that diffusers calls AutoencoderKL, or ORG/NAME on the hub; empty
             trains one first, in the run's own folder `autoencoder/`.
         train: how that one is trained; its pictures are the run's.
+        pictures: of clips, how an autoencoder of their single frames is trained before, from which that one starts;
+            None starts from nothing.
         cache: how latents are kept on disk.
     """
 
     autoencoder: str = ""
     train: AutoencoderRunConfig
+    pictures: AutoencoderRunConfig | None = None
     cache: LatentsConfig = LatentsConfig()
 
 

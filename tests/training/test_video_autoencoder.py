@@ -192,11 +192,16 @@ def test_start_from_pictures(tmp_path):
         stage_of(start_from=str(tmp_path / "clips"))
 
 
+def test_an_autoencoder_of_pictures_takes_clips_frame_by_frame():
+    stage = stage_of(network={**LAYOUT, "temporal": 1})
+    clips = stage.data.train.clips
+    assert stage.data.shape == (3, 16, 16)
+    assert len(stage.data.train) == 9 * len(clips)
+    index = torch.tensor([0, 8, 9, 13])
+    assert torch.equal(stage.data.train.fetch(index), clips.fetch(index // 9)[range(4), :, index % 9])
+
+
 def test_pictures_and_clips_are_not_mistaken():
-    with pytest.raises(
-        InputError, match=r"of pictures C×H×W, received 3×9×16×16; use one of clips \(network\.temporal"
-    ):
-        stage_of(network={**LAYOUT, "temporal": 1})
     with pytest.raises(InputError, match=r"of clips C×T×H×W, received 1×8×8"):
         AutoencoderStage(config(network={**LAYOUT, "multipliers": (1, 1, 1)}), digits(), CPU)
     refused = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rectiflow.base.errors import InputError
-from rectiflow.data.captions import CUT, MOST, NO_TEXT, NOT_UTF8, captions_of
+from rectiflow.data.captions import CUT, MOST, NO_TEXT, NOT_UTF8, NUL, captions_of
 from rectiflow.data.config import DataConfig
 from rectiflow.data.folder import open_folder
 from rectiflow.data.images import to_float
@@ -95,6 +95,25 @@ def test_what_is_not_utf8_is_left_out_and_told(tmp_path):
     assert (NOT_UTF8, 2, "0.png") in data.report
 
 
+def test_nul_is_told_as_what_it_is(tmp_path):
+    jsonl(pictures(tmp_path), [{"file_name": "0.png", "text": ["a\0b", "tea"]}])
+    (tmp_path / "1.txt").write_bytes(b"tea\0\n")
+    (tmp_path / "2.txt").write_text("tea\nand milk", encoding="utf-16")
+    data = opened(tmp_path, held_out=0)
+    assert data.train.captions(ALL(3)) == ["tea", "", ""]
+    assert (NUL, 2, "0.png") in data.report
+    assert (NOT_UTF8, 1, "2.png") in data.report
+
+
+def test_half_a_character_is_left_out_and_told(tmp_path):
+    """JSON can name what no text in UTF-8 holds."""
+    rows = '{"file_name": "0.png", "text": ["\\ud83d", "tea"]}\n{"file_name": "1.png", "text": "\\ud83d\\ude00"}\n'
+    (pictures(tmp_path) / "metadata.jsonl").write_text(rows)
+    data = opened(tmp_path, held_out=0)
+    assert data.train.captions(ALL(3)) == ["tea", "\U0001f600", ""]
+    assert (NOT_UTF8, 1, "0.png") in data.report
+
+
 def test_metadata_in_utf16_are_refused(tmp_path):
     (pictures(tmp_path) / "metadata.csv").write_text("file_name,text\n0.png,tea\n", encoding="utf-16")
     with pytest.raises(InputError, match=r"metadata.csv is in UTF-16, expected UTF-8; save it again"):
@@ -118,7 +137,7 @@ def test_enormous_captions_are_cut(tmp_path):
 def test_a_row_without_a_name_is_told(tmp_path):
     rows = [{"file_name": "0.png", "text": "x"}, {"file_name": None, "text": "y"}]
     data = opened(jsonl(pictures(tmp_path), rows), held_out=0)
-    assert ("row without file_name: left out", 1, "metadata.jsonl") in data.report
+    assert ("row without file_name: left out", 1, "metadata.jsonl, line 2") in data.report
 
 
 def test_a_column_that_is_not_there(tmp_path):
@@ -192,12 +211,6 @@ def test_what_is_no_text_is_left_out_and_told():
     assert captions_of({"en": "a"}) == ([], [NO_TEXT])
     assert captions_of(7) == (["7"], [])
     assert captions_of(float("nan")) == ([], [])
-
-
-def test_a_column_in_the_place_of_the_pictures_is_refused(tmp_path):
-    (pictures(tmp_path) / "metadata.csv").write_text("file_name,text,image\n0.png,red,first\n")
-    with pytest.raises(InputError, match="a column image, which stands for the pictures themselves here; rename it"):
-        opened(tmp_path)
 
 
 def test_pipes_are_not_waited_for(tmp_path):

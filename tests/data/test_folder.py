@@ -121,14 +121,6 @@ def test_metadata(tmp_path, kind):
         opened(tmp_path, labels="kinds")
 
 
-@pytest.mark.parametrize("content", ['{"name": "x.png"}\n', '{"file_name": "x.png"\n', ""])
-def test_metadata_that_cannot_be_read(tmp_path, content):
-    picture(tmp_path / "x.png")
-    (tmp_path / "metadata.jsonl").write_text(content)
-    with pytest.raises(InputError, match=r"metadata.jsonl cannot be read.*expected rows with file_name"):
-        opened(tmp_path)
-
-
 def test_labels_from_a_column_without_metadata(tmp_path):
     with pytest.raises(InputError, match="no metadata file"):
         opened(classes(tmp_path), labels="kind")

@@ -133,3 +133,21 @@ def test_a_run_goes_on_with_shards_and_tells_when_one_is_gone(tmp_path):
     shards._open.cache_clear()
     with pytest.raises(InputError, match=r"x.parquet cannot be read"):
         again.train.fetch(index)
+
+
+def test_a_shard_without_rows_is_told_and_the_rest_is_used(tmp_path):
+    path = shard(tmp_path / "data" / "x.parquet")
+    empty = path.with_name("empty.parquet")
+    pq.write_table(pq.read_table(path).slice(0, 0), empty)
+    data = opened(path.parent, held_out=0, max_skipped=0)
+    assert len(data.train) == COUNT
+    assert ("skipped: a parquet file without rows", 1, "empty.parquet") in data.report
+    path.unlink()
+    with pytest.raises(InputError, match=r"no pictures in .*, but 1 a parquet file without rows \(empty.parquet\)"):
+        opened(path.parent)
+
+
+def test_a_missing_number_is_no_class(tmp_path):
+    rows = [{"image": {"bytes": encoded(i), "path": None}, "kind": kind} for i, kind in enumerate((1.5, float("nan")))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    assert opened(tmp_path, held_out=0, labels="kind", max_skipped=0.5).class_names == ("1.5",)

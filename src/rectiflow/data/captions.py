@@ -7,6 +7,7 @@ from typing import Any
 
 MOST = 10_000
 NOT_UTF8 = "caption not UTF-8: left out"
+NUL = "caption with a NUL character, no text: left out"
 CUT = f"caption of more than {MOST:,} characters: cut there"
 NO_TEXT = "caption that is no text: left out"
 REPEATED = "caption given twice: kept once"
@@ -28,7 +29,7 @@ def captions_of(value: Any) -> tuple[list[str], list[str]]:
             continue
         caption = _text(item).strip()
         if "\ufffd" in caption or "\0" in caption:
-            problems.append(NOT_UTF8)
+            problems.append(NOT_UTF8 if "\ufffd" in caption else NUL)
             continue
         if len(caption) > MOST:
             problems.append(CUT)
@@ -56,6 +57,8 @@ def sidecar(picture: Path) -> tuple[list[str], list[str]]:
             content = file.read(_MOST_BYTES)
     except OSError:
         return [], []
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return [], [NOT_UTF8]
     # Cut in the middle of a character, a file is still UTF-8.
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     return captions_of(decoder.decode(content, final=len(content) < _MOST_BYTES).split("\n"))

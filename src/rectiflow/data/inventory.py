@@ -11,7 +11,7 @@ from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Facts, Unusable, inspect
 from rectiflow.data.films import Window, inspect_film, is_film, windows
 from rectiflow.data.shards import content
-from rectiflow.data.survey import NOT_A_CLIP, NOT_A_PICTURE, Entry, Survey, survey
+from rectiflow.data.survey import EMPTY_SHARD, NOT_A_CLIP, NOT_A_PICTURE, Entry, Survey, survey
 
 Used = Sequence[tuple[Entry, Facts]]
 Report = tuple[tuple[str, int, str], ...]
@@ -31,7 +31,7 @@ def inventory(config: DataConfig) -> tuple[list[dict[str, Any]], Report]:
     found = survey(config)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         facts = list(pool.map(lambda entry: _facts(config, entry), found.entries))
-    total = len(found.entries) + sum(why not in (NOT_A_PICTURE, NOT_A_CLIP) for _, why in found.skipped)
+    total = len(found.entries) + sum(why not in (NOT_A_PICTURE, NOT_A_CLIP, EMPTY_SHARD) for _, why in found.skipped)
     found.skipped += [(e.path, fact) for e, fact in zip(found.entries, facts, strict=True) if isinstance(fact, str)]
     used = [(e, fact) for e, fact in zip(found.entries, facts, strict=True) if isinstance(fact, Facts)]
     if (
@@ -161,9 +161,10 @@ def _looked_into(config: DataConfig, path: str) -> Facts:
 def _refuse(config: DataConfig, found: Survey, used: int, total: int) -> None:
     what, such = ("clips", ".mp4 or .gif") if config.frames > 1 else ("pictures", ".png or .jpg")
     expected = f"expected files such as {such}, in it or in class folders"
-    if not total:
-        raise InputError(f"no {what} in {config.dir}; {expected}.")
     reasons = "; ".join(f"{count} {why} ({first})" for why, count, first in found.reasons()[:3])
+    if not total:
+        but = f", but {reasons}" if reasons else ""
+        raise InputError(f"no {what} in {config.dir}{but}; {expected}.")
     if used and total - used <= config.max_skipped * total:
         also = f", and {reasons}" if reasons else ""
         raise InputError(f"no clips in {config.dir}, but {used} pictures{also}; {expected}, or data.frames=1.")

@@ -37,6 +37,11 @@ def image_column(path: Path) -> str | None:
     return None
 
 
+def without_rows(path: Path) -> bool:
+    """Whether a parquet file has none."""
+    return bool(pq.read_metadata(path).num_rows == 0)
+
+
 def is_inside(path: str) -> bool:
     """Whether this names a picture inside a parquet file."""
     return _PICTURE.fullmatch(path) is not None

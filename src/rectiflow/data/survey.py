@@ -14,8 +14,8 @@ from rectiflow.data.captions import captions_of, sidecar
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Unusable
 from rectiflow.data.film_frames import FILMS
-from rectiflow.data.metadata import METADATA, check_columns, read_metadata
-from rectiflow.data.shards import image_column, is_inside
+from rectiflow.data.metadata import METADATA, absent, check_columns, read_metadata
+from rectiflow.data.shards import image_column, is_inside, without_rows
 from rectiflow.data.shards import rows as rows_inside
 
 EXTENSIONS = frozenset(
@@ -24,6 +24,7 @@ EXTENSIONS = frozenset(
     for name in names.split()
 )
 NOT_A_PICTURE = "not a picture by its name"
+EMPTY_SHARD = "a parquet file without rows"
 NOT_A_CLIP = "neither a clip nor a picture by its name"
 _TRAINING = frozenset({"train", "training"})
 _HELD_OUT = frozenset({"val", "valid", "validation", "test", "testing", "eval", "dev", "held_out"})
@@ -107,7 +108,7 @@ def survey(config: DataConfig) -> Survey:
     inside = {f"{path}#{number}": row for path in shards for number, row in enumerate(rows_inside(root / path))}
     found.columns |= {column for row in inside.values() for column in row}
     check_columns(config, found.columns)
-    found.skipped += [(path, "named in the metadata, not found") for path in sorted(set(rows) - set(pictures))]
+    found.skipped += [(path, absent(path)) for path in sorted(set(rows) - set(pictures))]
     parts = _parts([*pictures, *inside])
     classed = any(len(_inner(path, parts)) > 1 for path in pictures)
     for path in [*pictures, *inside]:
@@ -132,7 +133,13 @@ def _is_shard(root: Path, path: str, found: Survey) -> bool:
     if Path(path).suffix.lower() != ".parquet":
         return False
     try:
-        return image_column(root / path) is not None
+        if image_column(root / path) is None:
+            return False
+        if not without_rows(root / path):
+            return True
+        if Path(path).name not in METADATA:
+            found.skipped.append((path, EMPTY_SHARD))
+        return False
     except Unusable as problem:
         if Path(path).name not in METADATA:
             found.skipped.append((path, str(problem)))
@@ -146,7 +153,8 @@ def _label(config: DataConfig, row: Mapping[str, Any], folders: Sequence[str], c
     if config.labels == "folders":
         return "/".join(folders), "" if folders else "lies outside the class folders"
     value = row.get(config.labels)
-    return (None, "no label in the metadata") if value in (None, "") else (str(value), "")
+    missing = value is None or value == "" or value != value  # NaN, as tables have it for an empty cell
+    return (None, "no label in the metadata") if missing else (str(value), "")
 
 
 def _walk(root: Path, found: Survey) -> Iterator[str]:

@@ -28,6 +28,7 @@ from rectiflow.training.run import (
     SOURCE_INDEX_NAME,
     Outcome,
     alone_in,
+    check_texts,
     finished,
     former_run,
     pictures_of,
@@ -60,6 +61,8 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
     config = _with_absolute_paths(config, config.latent)
     former = former_run(config, folder)
     with alone_in(folder):
+        if not finished(former or config, folder):
+            check_texts(former or config)
         if former is None:
             config.data.refuse_buckets("latents")
             data = pictures_of(config, None, console)

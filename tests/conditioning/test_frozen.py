@@ -235,8 +235,15 @@ def test_what_is_no_encoder_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="wordless holds no tokenizer"):
         frozen_at(tmp_path / "wordless")
     (tmp_path / "wordless" / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"wordless/tokenizer\.json cannot be read, expected a JSON object; restore"):
+        frozen_at(tmp_path / "wordless")
+    (tmp_path / "wordless" / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="wordless cannot be read as a text encoder"):
         frozen_at(tmp_path / "wordless")
+    for broken in ('{"model_type": "t5"', "[]", "\udcff"):
+        (tmp_path / "wordless" / "config.json").write_text(broken, errors="surrogateescape")
+        with pytest.raises(InputError, match=r"wordless/config\.json cannot be read, expected a JSON object; restore"):
+            frozen_at(tmp_path / "wordless")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"need transformers: pip install 'rectiflow\[text\]'"):
         frozen_at(tmp_path / "torn")

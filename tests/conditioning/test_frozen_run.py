@@ -206,6 +206,19 @@ def test_another_encoder_in_the_same_place_is_refused(tmp_path, pictures, monkey
     assert main(["info", str(tmp_path / "run")]) == 0  # tells of a model whose encoder is gone
 
 
+@pytest.mark.parametrize("latent", ["latent=null", "latent={}"])
+def test_a_missing_encoder_is_told_before_the_pictures_are_looked_into(tmp_path, pictures, monkeypatch, latent):
+    def never(*given):
+        raise AssertionError
+
+    config = config_of(tmp_path, pictures, latent)
+    shutil.rmtree(tmp_path / "t5")
+    monkeypatch.setattr("rectiflow.data.inventory._facts", never)
+    with pytest.raises(InputError, match=r"no text encoder at .*t5"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_embedded_encoder_goes_with_the_model(tmp_path, pictures):
     run(config_of(tmp_path, pictures, embed=True), tmp_path / "run")
     before = Pipeline.load(tmp_path / "run").sample(Request(prompts=PROMPTS, steps=3)).pixels

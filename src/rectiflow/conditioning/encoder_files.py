@@ -13,6 +13,7 @@ from rectiflow.hub import fetch_encoder, is_hub_name
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
+_SETTINGS = ("config.json", "tokenizer_config.json", "tokenizer.json")
 _OTHERS = ("*.json", "*.txt", "*.model")
 
 
@@ -31,10 +32,22 @@ def encoder_folder(name: str) -> Path:
         folder = fetch_encoder(name)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no text encoder: it has no config.json, as transformers writes it.")
+    for path in sorted(_matching(folder, _SETTINGS)):
+        _check_json(path)
     if not _matching(folder, _VOCABULARIES):  # transformers would make up an empty one
         raise InputError(f"{folder} holds no tokenizer, expected its tokenizer.json beside the weights; copy it there.")
     weight_files(folder)
     return folder
+
+
+def _check_json(path: Path) -> None:
+    """Nothing, if a file holds a JSON object: transformers tells a broken one as something else."""
+    try:
+        whole = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path} cannot be read, expected a JSON object; restore the text encoder's file.")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -29,6 +29,17 @@ def encoders(
     return tuple(_encoder(each, captions, device) for each in config.encoders)
 
 
+def check_encoders(config: TextConfig) -> None:
+    """Nothing, if the frozen encoders that `config` names are there and can be read; their weights are not loaded.
+
+    Raises:
+        InputError: one is missing or of a wrong kind, or reads fewer tokens than are asked for.
+    """
+    for each in config.encoders:
+        if isinstance(each, FrozenConfig):
+            Frozen(each, encoder_folder(each.name))
+
+
 def _encoder(config: LearnedConfig | FrozenConfig, captions: Sequence[str], device: torch.device | str) -> TextEncoder:
     if isinstance(config, FrozenConfig):
         return Frozen(config, encoder_folder(config.name), device)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, unwritable, write_text
+from rectiflow.conditioning.encoders import check_encoders
 from rectiflow.data.images import ImageSet
 from rectiflow.data.sets import copy_index, is_index, keep_index, open_set, open_source
 from rectiflow.flow.weight import weight_at_log_snrs
@@ -120,6 +121,16 @@ def finished(config: TrainingConfig, folder: Path) -> bool:
     return bool(saved) and saved[-1] == config.steps and (folder / "model" / "config.json").is_file()
 
 
+def check_texts(config: TrainingConfig) -> None:
+    """Nothing, if what reads the captions of a run is there: told before many pictures are looked into.
+
+    Raises:
+        InputError: it is not; one line.
+    """
+    if isinstance(config, RunConfig) and config.text is not None:
+        check_encoders(config.text)
+
+
 def pictures_of(config: TrainingConfig, index: Path | None, console: Console) -> ImageSet:
     """The pictures of a run: those that `index` keeps, or those that lie there now; what was found is shown.
 
@@ -165,6 +176,7 @@ def train_here(
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
+    check_texts(config)
     data = pictures_of(config, index if former is None else folder / INDEX_NAME, console)
     stage, source = _stage(config, data, device, latents), None
     if config.data.source_dir:

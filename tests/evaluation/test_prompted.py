@@ -103,8 +103,13 @@ def test_a_model_in_16_bits_makes_the_same_pictures_in_half_the_size(run, tmp_pa
     torch.testing.assert_close(whole, half, atol=1 / 127.5, rtol=0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    assert main(["export", str(run), "--dtype", "float16", "--out", str(tmp_path / "mine")]) == 2
-    assert "is not empty and no model" in capsys.readouterr().err
+    capsys.readouterr()
+    # Nothing is overwritten: neither others' files nor a model, the exported one itself and a file in the way.
+    for there in (tmp_path / "mine", tmp_path / "half", run / "model", tmp_path / "mine" / "letter.txt"):
+        for more in (["--dtype", "bfloat16"], []):
+            assert main(["export", str(run), *more, "--out", str(there)]) == 2
+            assert f"{there} is there already; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "half" / "flow.safetensors").stat().st_size == sizes[1]
 
 
 def test_a_folder_here_comes_before_a_model_that_ships_with_us(run, tmp_path, monkeypatch):

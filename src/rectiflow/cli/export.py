@@ -16,7 +16,7 @@ class Export:
 
     Args:
         model: A run or model folder, of an autoencoder or of a model with a flow.
-        out: The folder to write.
+        out: The folder to write, which is not there yet or is empty.
         dtype: float16 or bfloat16: the numbers that the model folder keeps; left out, the autoencoder is exported.
     """
 
@@ -29,6 +29,8 @@ class Export:
         from rectiflow.autoencoders.foreign import write_foreign
         from rectiflow.models.autoencoder import load_autoencoder
 
+        if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
+            raise InputError(f"{self.out} is there already; choose another --out, or take it away first.")
         if self.dtype is not None:
             return self._halve(self.dtype)
         write_foreign(load_autoencoder(str(self.model)), self.out)
@@ -38,14 +40,13 @@ class Export:
     def _halve(self, dtype: str) -> int:
         import torch
 
+        from rectiflow.cli.hint import sample_command
         from rectiflow.pipeline import Pipeline
 
-        if self.out.exists() and not (self.out / "config.json").is_file() and any(self.out.iterdir()):
-            raise InputError(f"{self.out} is not empty and no model; choose another --out.")
         pipeline = Pipeline.load(self.model)
         largest = max(float(weight.abs().max()) for weight in pipeline.flow.parameters())
         if largest > torch.finfo(getattr(torch, dtype)).max:
             raise InputError(f"a weight of {largest:g} does not fit into {dtype}; use --dtype bfloat16.")
         pipeline.save(self.out, getattr(torch, dtype))
-        print(f"wrote {self.out} in {dtype}: rectiflow sample {self.out}")
+        print(f"wrote {self.out} in {dtype}: {sample_command(self.out, self.model)}")
         return 0

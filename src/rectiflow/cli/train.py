@@ -60,6 +60,7 @@ class Train:
 
         from rich.console import Console
 
+        from rectiflow.cli.hint import sample_command
         from rectiflow.training.run import read_run
         from rectiflow.workflow import run
 
@@ -74,6 +75,6 @@ class Train:
         elif not (folder / "model").exists():
             words = f"{folder} is trained, and nothing of it was saved: every.save is 0."
         else:
-            words = f"The model is in {folder / 'model'}. Sample: rectiflow sample {folder} --out samples.png"
-        console.print(words, highlight=False, soft_wrap=True)
+            words = f"The model is in {folder / 'model'}. Sample: {sample_command(folder, folder)}"
+        console.print(words, highlight=False, soft_wrap=True, markup=False, emoji=False)
         return 0 if outcome.finished else 130

@@ -9,11 +9,12 @@ import torch
 import uvicorn
 
 from rectiflow.conditioner import Conditioner
+from rectiflow.conditioning.frames_config import FramesConfig
 from rectiflow.conditioning.tokens import Tokens
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.build import build
-from rectiflow.networks.config import DiTConfig, Inputs, MMDiTConfig, TokensInput, fitted
+from rectiflow.networks.config import DiTConfig, Inputs, MMDiTConfig, TokensInput, VideoDiTConfig, fitted
 from rectiflow.pipeline import Pipeline
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.limits import Limits
@@ -50,6 +51,19 @@ def texts():
     captions = ["a red 7", "a blue 3 above a green 5", "two yellow digits"]
     tokens = Tokens.train(captions, 280, 48, TokensInput(width=32, depth=1))
     return model(MMDiTConfig(patch=4, width=32, depth=2, heads=2), (3, 8, 8), encoders=(tokens,))
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """Clips 3×9×16×16 in pixel space, which may be given what they begin and end with."""
+    torch.manual_seed(0)
+    config = VideoDiTConfig(channels=3, classes=2, patch=4, width=24, depth=1, heads=2, texts=(), picture=3)
+    network = build(config)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    flow = Flow.build(network, FlowConfig()).requires_grad_(False).eval()
+    conditioner = Conditioner(("left", "right"), frames=FramesConfig(), null_trained=True)
+    return Pipeline(flow, FlowConfig(), config, (3, 9, 16, 16), conditioner)
 
 
 @contextlib.contextmanager

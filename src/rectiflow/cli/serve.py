@@ -18,7 +18,7 @@ _NEEDED = ("fastapi", "uvicorn", "gradio", "prometheus_client", "greenlet")
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a model: a page at /, OpenAI's images API at /v1, and /health and /metrics.
+    """Serve a model: a page at /, OpenAI's images API at /v1, of clips its videos API, and /health and /metrics.
 
     A token is asked for if the environment has RECTIFLOW_TOKEN or --token-file names one: of the API as
     Authorization: Bearer TOKEN, of the page as a password.
@@ -33,11 +33,13 @@ class Serve:
         solver: Solver where a client says nothing; see rectiflow sample --help.
         guidance: w ≥ 0 where a client says nothing; 1 if left out, or 0 for a model without.
         max_queue: Requests that wait; further ones are refused with 429.
-        max_slots: Pictures of the trained size in flight.
-        max_batch: Rows of the trained size in one call of the network.
+        max_slots: Pictures of the trained size in flight; a clip counts as much as its frames.
+        max_batch: Rows of the trained size in one call of the network, counted likewise.
         max_n: Pictures of a request.
         max_steps: Steps of a request.
         max_side: Longest side of a picture in pixels; 0 is twice that of the size trained on.
+        max_frames: Most frames of a clip, for a model of clips; 0 is the number trained on.
+        rate: Frames a second of clips where a client says nothing.
         lanes: Threads that call the network; 0 is one for each core on a CPU, and one elsewhere.
         precision: Of the network's arithmetic: float32, or bfloat16, in which a picture may differ a little with what
             it is batched with.
@@ -59,6 +61,8 @@ class Serve:
     max_n: int = 10
     max_steps: int = 250
     max_side: int = 0
+    max_frames: int = 0
+    rate: float = 8.0
     lanes: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
@@ -91,10 +95,11 @@ class Serve:
             pictures=self.max_n,
             steps=self.max_steps,
             side=self.max_side,
+            frames=self.max_frames,
         )
         pipeline = model_of(self.run, str(resolve_device(self.device)))
         name = self.name or (self.run.resolve().name if self.run.exists() else str(self.run))
-        served = Served(pipeline, name, limits, self.steps, self.solver, self.guidance)
+        served = Served(pipeline, name, limits, self.steps, self.solver, self.guidance, self.rate)
         served.check()
         at = listen(self.host, self.port)
         serve(Engine(pipeline, limits, self.lanes, self.precision), served, at, token, self.grace)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
@@ -14,16 +14,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from torch import Tensor
 
 from rectiflow import request as sampling
+from rectiflow.serving.body import json_body
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.follow import Gone, follow, refusal_of
-from rectiflow.serving.guard import refusal_response
+from rectiflow.serving.guard import METHODS, refusal_response, wrong_method
 from rectiflow.serving.job import Finished, Pictures, Preview
 from rectiflow.serving.metrics import CONTENT_TYPE
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, asked, request_of
 from rectiflow.serving.shown import about, png, settings
 
-_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
 _CLIENT_GONE = 499  # nobody reads it; logs of other servers use the same number
 _NO_TOKENS = {
     "input_tokens": 0,
@@ -55,13 +55,13 @@ class Api:
         add("/metrics", self.metrics, methods=["GET"])
         # Further down everything belongs to the page, which would answer in its own words.
         for path in ("/v1/images/generations", "/v1/models", "/v1/models/{name:path}", "/health", "/metrics"):
-            add(path, self.wrong_method, methods=_METHODS, include_in_schema=False)
-        add("/v1/{rest:path}", self.nowhere, methods=_METHODS, include_in_schema=False)
+            add(path, wrong_method, methods=METHODS, include_in_schema=False)
+        add("/v1/{rest:path}", self.nowhere, methods=METHODS, include_in_schema=False)
 
     async def generate(self, request: Request) -> Response:
         """Pictures for a body, in one answer or in server-sent events."""
         try:
-            fields = asked(await self._body(request))
+            fields = asked(await json_body(request, self.served.limits))
             wanted = request_of(self.served, fields)
             previews = fields.partial_images if fields.stream else 0
             events = follow(self.engine, wanted, previews, lambda: _left(request))
@@ -97,38 +97,13 @@ class Api:
         """Everything that is counted, in Prometheus' text format."""
         return Response(self.engine.metrics.text(), media_type=CONTENT_TYPE)
 
-    async def wrong_method(self, request: Request) -> Response:
-        """A path that exists, called by another method."""
-        words = f"{request.url.path} does not take {request.method}."
-        return refusal_response(Refusal(405, words, code="method_not_allowed"))
-
     async def nowhere(self, request: Request) -> Response:
         """A path that does not exist."""
-        words = f"there is nothing at {request.url.path}; there are /v1/images/generations and /v1/models."
+        words = f"there is nothing at {request.url.path}; there are /v1/images/generations, /v1/videos and /v1/models."
         return refusal_response(Refusal(404, words, code="not_found"))
 
     def _model(self) -> dict[str, Any]:
         return {"id": self.served.name, "object": "model", "created": self.since, "owned_by": "rectiflow"}
-
-    async def _body(self, request: Request) -> dict[str, Any]:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A page of a stranger can send other types to a loopback address without asking; never this one.
-        if kind != "application/json":
-            raise Refusal(415, f"the body must be application/json, received {kind or 'no type'}.")
-        try:
-            raw = await asyncio.wait_for(request.body(), self.served.limits.body_seconds)
-        except TimeoutError:
-            raise Refusal(408, "the body did not arrive in time.", code="body_timeout") from None
-        try:
-            values = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
-        except UnicodeDecodeError:
-            raise Refusal(400, "the body is not UTF-8.", code="invalid_json") from None
-        except (ValueError, RecursionError) as error:
-            words = str(error) if isinstance(error, ValueError) else "too deeply nested"
-            raise Refusal(400, f"the body is not JSON: {words}.", code="invalid_json") from None
-        if not isinstance(values, dict):
-            raise Refusal(400, 'the body must be a JSON object, as {"prompt": "…"}.', code="invalid_json")
-        return values
 
     def _answer(self, done: Finished, wanted: sampling.Request) -> dict[str, Any]:
         pictures = [self._picture(pixels, wanted, index) for index, pixels in enumerate(done.pixels)]
@@ -181,7 +156,3 @@ async def _left(request: Request) -> None:
     """Done when the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")

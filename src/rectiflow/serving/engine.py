@@ -12,6 +12,7 @@ import torch
 from rectiflow.base.errors import InputError
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
+from rectiflow.serving.frames import frames_trained, most_frames
 from rectiflow.serving.job import Closing, Event, Failed, Full, Job
 from rectiflow.serving.lane import Lane, Precision
 from rectiflow.serving.limits import Limits
@@ -34,7 +35,7 @@ class Engine:
         precision: of the network's arithmetic: "float32", or "bfloat16" by autocast.
 
     Raises:
-        InputError: fewer slots in a lane than the pictures of a request.
+        InputError: fewer slots in a lane than the pictures of a request, or the frames of a clip.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class Engine:
         self.pipeline, self.limits, self.metrics = pipeline, limits or Limits(), Metrics()
         cpu = next(pipeline.flow.parameters()).device.type == "cpu"
         count = lanes or (torch.get_num_threads() if cpu else 1)
-        self._share = self.limits.slots // count
-        if self._share < self.limits.pictures:
+        self._share, frames = self.limits.slots // count, most_frames(pipeline, self.limits)
+        if self._share < max(self.limits.pictures, frames):
+            many = self.limits.pictures
+            what = f"{many} pictures" if many >= frames else f"a clip of {frames} frames"
             raise InputError(
-                f"{self.limits.slots} slots over {count} lanes hold no request of {self.limits.pictures} pictures; "
-                f"ask for at least {count * self.limits.pictures} slots."
+                f"{self.limits.slots} slots over {count} lanes hold no request of {what}; "
+                f"ask for at least {count * max(self.limits.pictures, frames)} slots."
             )
         self._change = threading.Condition()
         self._queue: deque[Job] = deque()
@@ -66,6 +69,10 @@ class Engine:
     def closing(self) -> bool:
         """Whether requests are refused because the engine is shutting down."""
         return self._closing
+
+    def room(self, frames: int) -> int:
+        """Clips of so many frames, of the size trained on, that one request may ask for."""
+        return self._share // frames
 
     def waiting(self) -> int:
         """Requests in the queue."""
@@ -86,10 +93,12 @@ class Engine:
         """
         pictures = len(self.pipeline.labels(request))
         height, width = request.size or self.pipeline.size
-        area = max(1, math.ceil(height * width / math.prod(self.pipeline.size)))
+        frames = request.frames or frames_trained(self.pipeline)
+        area = max(1, math.ceil(frames * height * width / math.prod(self.pipeline.size)))
         if pictures * area > self._share:
+            kind = "pictures" if frames == 1 else f"clips of {frames} frames"
             raise InputError(
-                f"{pictures} pictures of {width}x{height} weigh {pictures * area} of the size trained on, more than "
+                f"{pictures} {kind} of {width}x{height} weigh {pictures * area} of the size trained on, more than "
                 f"the {self._share} that are made at a time; ask for fewer or for smaller ones."
             )
         job = Job(request, pictures, area, previews, listener)
@@ -141,6 +150,7 @@ class Engine:
                 while self._queue and self._suits(lane, self._queue[0], idle or bool(taken)):
                     job = self._queue.popleft()
                     self._running[lane].add(job)
+                    job.begun = True
                     taken.append(job)
                 if taken or not idle:
                     if taken and self._queue:

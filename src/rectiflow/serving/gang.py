@@ -116,9 +116,10 @@ def _way(request: Request) -> object:
 
     Noise at each step goes by the seed of a whole request, and a step that is chosen is chosen for a whole batch.
     """
-    plain = request.guide is None and request.source is None and request.guidance_kind == "cfg"
+    given = request.gives or request.source is not None
+    plain = not given and request.guide is None and request.guidance_kind == "cfg"
     if not plain or isinstance(solver_named(request.solver), Stochastic | DormandPrince):
         return None
     grid = request.grid if isinstance(request.grid, str) else tuple(request.grid)
-    march = (request.steps, request.solver, grid, request.schedule, request.size)
+    march = (request.steps, request.solver, grid, request.schedule, request.size, request.frames)
     return (*march, request.guidance, request.interval, request.negative)

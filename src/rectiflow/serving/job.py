@@ -48,7 +48,7 @@ class Preview:
         number: of this preview, from 0.
         step: steps done.
         steps: in all.
-        pixels: uint8 B×H×W×C.
+        pixels: uint8 B×H×W×C; of clips their middle frames.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Preview:
 @final
 @dataclass(frozen=True)
 class Finished:
-    """The pictures, uint8 B×H×W×C, and the seconds since they were asked for."""
+    """The pictures, uint8 B×H×W×C, or clips, B×T×H×W×C, and the seconds since they were asked for."""
 
     pixels: Tensor
     seconds: float
@@ -85,7 +85,7 @@ class Job:
 
     Args:
         request: what to sample.
-        pictures: how many it asks for.
+        pictures: how many it asks for, or clips.
         area: weight of each; see `Limits`.
         previews: how many to make on the way, where there are steps enough.
         listener: told of each event, on the thread of a lane; must not wait.
@@ -93,6 +93,8 @@ class Job:
         cancelled: set when nobody waits any more.
         told: whether its pictures were handed over; who leaves after that has not cancelled it.
         evaluations: of the network so far.
+        begun: whether a lane has taken it.
+        progress: share of its steps that is done, in [0, 1].
     """
 
     request: Request
@@ -104,6 +106,8 @@ class Job:
     cancelled: bool = False
     told: bool = False
     evaluations: int = 0
+    begun: bool = False
+    progress: float = 0.0
 
     @property
     def weight(self) -> int:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
-from rectiflow.data.pictures import to_uint8
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.sampling.sample import State
+from rectiflow.serving.frames import last_frame, levels, up_to_middle
 from rectiflow.serving.gang import Gang, gangs, joined
 from rectiflow.serving.job import Cancelled, Failed, Finished, Job, Preview
 from rectiflow.serving.limits import Limits
@@ -49,7 +49,10 @@ class Call:
     def goes_with(self, other: "Call") -> bool:
         """Whether one call of the network can do both."""
         same = self.x_t.shape[1:] == other.x_t.shape[1:] and self.x_t.dtype == other.x_t.dtype
-        return same and (self.condition is None) == (other.condition is None)
+        if self.condition is None or other.condition is None:
+            return same and self.condition is other.condition
+        # Frames that are given to some are no condition of the others.
+        return same and (self.condition.image is None) == (other.condition.image is None)
 
     def select(self, rows: Tensor) -> "Call":
         """The rows at an index (int64) alone."""
@@ -236,12 +239,15 @@ class Lane:
         request = replace(request, precision=self.precision)
         due: dict[Job, tuple[int, ...]] = {}
         for state in pipeline.states(request):
+            for job in gang.jobs:
+                job.progress = state.step / state.steps
             if state.step == 0:
                 due = {job: moments(state.steps, job.previews) for job in gang.jobs}
             elif state.estimate is not None and (asking := [job for job in gang.jobs if state.step in due[job]]):
-                expected = replace(state, x_t=state.estimate.data)
+                expected = replace(state, x_t=up_to_middle(state.estimate.data))
                 for job, pixels in self._pictures(gang, asking, expected, request):
-                    job.tell(Preview(due[job].index(state.step), state.step, state.steps, pixels))
+                    number = due[job].index(state.step)
+                    job.tell(Preview(number, state.step, state.steps, last_frame(pixels)))
             last = state
         for job, pixels in self._pictures(gang, gang.jobs, last, request):
             job.tell(Finished(pixels, time.monotonic() - job.since))
@@ -253,7 +259,7 @@ class Lane:
         jobs = [job for job in jobs if not job.cancelled]
         if jobs:
             chosen = replace(state, x_t=state.x_t[gang.rows(jobs)])
-            pixels = to_uint8(self.pipeline.decode(chosen, request))
+            pixels = levels(self.pipeline.decode(chosen, request))
             yield from zip(jobs, pixels.split([job.pictures for job in jobs]), strict=True)
 
 

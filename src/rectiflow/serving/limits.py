@@ -1,6 +1,6 @@
 """What a server takes on at most; never imports torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 from rectiflow.base.errors import InputError
@@ -11,7 +11,7 @@ from rectiflow.base.errors import InputError
 class Limits:
     """Bounds on memory, on time and on what a request may ask for.
 
-    A picture weighs its area in pictures of the size trained on, rounded up.
+    A picture weighs its area in pictures of the size trained on, rounded up; a clip as much as its frames together.
 
     Args:
         queue: requests that wait; further ones are refused.
@@ -22,9 +22,14 @@ class Limits:
         steps: of one request.
         evaluations: of the network by one request; bounds solvers that choose their own steps.
         side: longest side of a picture in pixels; 0 is twice that of the size trained on.
+        frames: most frames of a clip; 0 is the number trained on.
         prompt: characters of a prompt.
         body: bytes of a request's body.
+        upload: bytes of a body that may hold pictures which clips begin or end with.
         body_seconds: in which a body has to arrive.
+        films: of the videos API, finished and kept; the oldest go.
+        film_bytes: of all of these together.
+        film_seconds: for which one is kept.
 
     Raises:
         InputError: a bound that leaves room for nothing.
@@ -37,15 +42,22 @@ class Limits:
     steps: int = 250
     evaluations: int = 1000
     side: int = 0
+    frames: int = 0
     prompt: int = 2000
     body: int = 65_536
+    upload: int = 8_388_608
     body_seconds: float = 10.0
+    films: int = 64
+    film_bytes: int = 268_435_456
+    film_seconds: int = 3600
 
     def __post_init__(self) -> None:
-        for name in ("queue", "slots", "batch", "pictures", "steps", "evaluations", "prompt", "body", "body_seconds"):
+        for name in (each.name for each in fields(self) if each.name not in ("side", "frames")):
             if not getattr(self, name) > 0:
                 raise InputError(f"the limit {name} must be positive, received {getattr(self, name)}.")
         if self.side < 0:
             raise InputError(f"the limit side must be ≥ 0 (0 is twice the size trained on), received {self.side}.")
+        if self.frames < 0:
+            raise InputError(f"the limit frames must be ≥ 0 (0 is the number trained on), received {self.frames}.")
         if self.slots < self.pictures:
             raise InputError(f"{self.slots} slots hold no request of {self.pictures} pictures; raise one, or lower it.")

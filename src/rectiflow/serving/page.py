@@ -5,7 +5,7 @@ import hmac
 import itertools
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, final
@@ -17,11 +17,14 @@ import gradio as gr
 from fastapi import FastAPI
 from torch import Tensor
 
+from rectiflow.data.clips import clip_grid, save_clip
 from rectiflow.data.pictures import grid
 from rectiflow.request import Request
 from rectiflow.sampling.solvers import SOLVERS
+from rectiflow.serving.asked_video import PICTURES, frames_of, with_pictures
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.follow import follow, refusal_of
+from rectiflow.serving.frames import STRIDE, frames_trained, makes_clips, middle_frame, most_frames
 from rectiflow.serving.job import Pictures, Preview
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, asked, request_of
@@ -33,9 +36,13 @@ _IN_GALLERY = 60
 _KEPT_FILES = 1000
 _SCREEN = 384  # pixels that the preview of one picture is wide
 # Small pictures are shown as what they are, and with no font but the system's own.
-_CSS = "#live img, #gallery img { image-rendering: pixelated; } #live img { min-height: 16rem; object-fit: contain; }"
+_CSS = (
+    "#live img, #gallery img, #gallery video, #film video { image-rendering: pixelated; } "
+    "#live img { min-height: 16rem; object-fit: contain; }"
+)
 _FONTS = ["system-ui", "sans-serif"]
-_INPUTS = ("prompt", "negative_prompt", "seed", "steps", "solver", "guidance", "n")
+_INPUTS = ("prompt", "negative_prompt", "seed", "steps", "solver", "guidance", "n", "frames", "first", "last")
+_OF_CLIPS = ("frames", "first", "last")
 
 Entry = dict[str, Any]
 
@@ -54,6 +61,7 @@ class Page:
         self.engine, self.served, self.folder = engine, served, folder
         self.kept: deque[Path] = deque()
         self.numbers = itertools.count()
+        self._noun = "clip" if makes_clips(served.pipeline) else "picture"
         gr.set_static_paths([folder])
         self.blocks = self._blocks()
 
@@ -72,7 +80,7 @@ class Page:
             auth_message="Any name, and the server's token as password.",
             footer_links=[],
             run_history=False,
-            max_file_size=self.served.limits.body,
+            max_file_size=self.served.limits.upload if self.served.takes_frames else self.served.limits.body,
             ssr_mode=False,
             enable_monitoring=False,
             theme=theme,
@@ -80,7 +88,7 @@ class Page:
         )
 
     async def generate(self, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
-        """Previews, then pictures: what the live picture, the line below it, the gallery and its memory show.
+        """Previews, then pictures: what the live picture, the line below it, the gallery, its memory and the film show.
 
         Args:
             given: values of `_INPUTS`, then the entries of the gallery.
@@ -88,22 +96,35 @@ class Page:
         entries: list[Entry] = given[-1]
         values = dict(zip(_INPUTS, given[:-1], strict=True))
         try:
-            wanted = request_of(self.served, self._asked(values))
+            wanted = await asyncio.to_thread(self._wanted, values)
             async with aclosing(follow(self.engine, wanted, _PREVIEWS)) as events:
-                yield gr.skip(), "waiting", gr.skip(), gr.skip()
+                yield gr.skip(), "waiting", gr.skip(), gr.skip(), gr.skip()
                 async for event in _pulsing(events):
                     if event is None:
-                        yield (gr.skip(),) * 4
+                        yield (gr.skip(),) * 5
                         continue
-                    sheet = self._sheet(event.pixels)
+                    sheet = self._sheet(middle_frame(event.pixels))
                     if isinstance(event, Preview):
-                        yield sheet, f"step {event.step} of {event.steps}", gr.skip(), gr.skip()
+                        yield sheet, f"step {event.step} of {event.steps}", gr.skip(), gr.skip(), gr.skip()
                     else:
-                        entries = [*self._keep(event.pixels, wanted), *entries][:_IN_GALLERY]
+                        new = await asyncio.to_thread(self._keep, event.pixels, wanted)
+                        film = await asyncio.to_thread(self._film, event.pixels, wanted, new)
+                        entries = [*new, *entries][:_IN_GALLERY]
                         words = f"{len(event.pixels)} in {event.seconds:.2f} s, seed {wanted.seed}"
-                        yield sheet, words, [(e["file"], caption(e)) for e in entries], entries
+                        yield sheet, words, [(e["file"], caption(e)) for e in entries], entries, film
         except Exception as error:
             raise gr.Error(refusal_of(error).message, duration=None, print_exception=False) from error
+
+    def _wanted(self, values: Entry) -> Request:
+        fields = self._asked({name: value for name, value in values.items() if name not in _OF_CLIPS})
+        if not makes_clips(self.served.pipeline):
+            return request_of(self.served, fields)
+        frames = int(values["frames"] or 1)
+        if frames > 1:
+            frames = frames_of(self.served, frames, None, self.served.rate)
+        named = zip(PICTURES, ("first", "last"), strict=True)
+        files = {field: Path(values[name]).read_bytes() for field, name in named if values[name] and frames > 1}
+        return with_pictures(self.served, request_of(self.served, fields, frames), files)
 
     def _asked(self, values: Entry) -> Asked:
         """Numbers of a page may come as floats, and its seed is a text: there the largest would be rounded."""
@@ -120,15 +141,35 @@ class Page:
         return grid(pixels, min(len(pixels), 5), scale if len(pixels) == 1 else max(1, scale // 2))
 
     def _keep(self, pixels: Tensor, wanted: Request) -> list[Entry]:
-        entries = []
+        entries, rate = [], self.served.rate if pixels.dim() == 5 else None
         for index, picture in enumerate(pixels):
-            file = self.folder / f"rectiflow-{wanted.seed}-{next(self.numbers):06d}.png"
-            file.write_bytes(png(picture, about(self.served, wanted, index)))
-            self.kept.append(file)
-            entries.append({"file": str(file), "index": index, **settings(self.served, wanted)})
+            words = about(self.served, wanted, index, rate)
+            if rate is None:
+                file = self._file(wanted, "png")
+                file.write_bytes(png(picture, words))
+            else:
+                file = self._file(wanted, "mp4")
+                save_clip(picture, file, rate, words)
+            entries.append({"file": str(file), "index": index, **settings(self.served, wanted, rate)})
+        return entries
+
+    def _film(self, pixels: Tensor, wanted: Request, entries: Sequence[Entry]) -> str | None:
+        """The clips side by side; None of pictures."""
+        if pixels.dim() == 4:
+            return None
+        if len(entries) == 1:
+            return str(entries[0]["file"])
+        file = self._file(wanted, "mp4")
+        save_clip(clip_grid(pixels, min(len(pixels), 5)), file, self.served.rate, settings(self.served, wanted))
+        return str(file)
+
+    def _file(self, wanted: Request, ending: str) -> Path:
+        """A new file, in the place of the oldest if there are many."""
+        file = self.folder / f"rectiflow-{wanted.seed}-{next(self.numbers):06d}.{ending}"
+        self.kept.append(file)
         while len(self.kept) > _KEPT_FILES:
             self.kept.popleft().unlink(missing_ok=True)
-        return entries
+        return file
 
     def _blocks(self) -> gr.Blocks:
         name = self.served.name
@@ -146,17 +187,21 @@ class Page:
                         label="Now", format="png", interactive=False, buttons=[], elem_id="live", height=_SCREEN
                     )
                     line = gr.Markdown(elem_id="line")
+                    film = gr.Video(
+                        label="Film", interactive=False, autoplay=True, loop=True, elem_id="film", height=_SCREEN,
+                        visible=makes_clips(self.served.pipeline), buttons=[],
+                    )  # fmt: skip
             gallery = gr.Gallery(
                 label="Made",
                 fit_columns=False, columns=6, height="auto", format="png", buttons=["download"], elem_id="gallery",
                 object_fit="contain", interactive=False,
             )  # fmt: skip
             with gr.Row():
-                words = gr.JSON(label="Made with (choose a picture)", elem_id="settings", open=True)
+                words = gr.JSON(label=f"Made with (choose a {self._noun})", elem_id="settings", open=True)
                 with gr.Column():
                     back = gr.Button("Use these settings", elem_id="back")
-                    file = gr.DownloadButton("Download the picture", elem_id="download", interactive=False)
-            shown = [live, line, gallery, entries]
+                    file = gr.DownloadButton(f"Download the {self._noun}", elem_id="download", interactive=False)
+            shown = [live, line, gallery, entries, film]
             running = make.click(
                 self.generate, [*inputs, entries], shown,
                 concurrency_limit=self.served.limits.queue, show_progress="hidden", api_visibility="private",
@@ -173,6 +218,7 @@ class Page:
         """In the order of `_INPUTS`."""
         served, limits = self.served, self.served.limits
         names, texts = list(served.pipeline.class_names), served.takes_prompts
+        trained = frames_trained(served.pipeline)
         prompt = (
             gr.Dropdown(names, value=names[0], label="Class", elem_id="prompt")
             if names and not texts
@@ -186,8 +232,26 @@ class Page:
             gr.Dropdown(list(SOLVERS), value=served.solver, label="Solver", allow_custom_value=True, elem_id="solver"),
             gr.Slider(0, 10, served.usual_guidance, step=0.1, label="Guidance w (0 is none)", elem_id="guidance",
                       visible=served.pipeline.conditioner.null_trained),
-            gr.Slider(1, limits.pictures, min(4, limits.pictures), step=1, label="Pictures", elem_id="count"),
+            gr.Slider(1, limits.pictures, min(4, limits.pictures, max(1, self.engine.room(trained))), step=1,
+                      label=f"{self._noun.capitalize()}s", elem_id="count"),
+            *self._inputs_of_clips(trained),
         ]  # fmt: skip
+
+    def _inputs_of_clips(self, trained: int) -> list[Any]:
+        """In the order of `_OF_CLIPS`; of a model of pictures, or of one that is given no frames, they are hidden."""
+        most = most_frames(self.served.pipeline, self.served.limits)
+        return [
+            gr.Slider(1, max(most, 2), min(trained, most), step=STRIDE, elem_id="frames", visible=trained > 1,
+                      label=f"Frames, {self.served.rate:g} a second (1 is a picture)"),
+            self._upload("First frame", "first"),
+            self._upload("Last frame", "last"),
+        ]  # fmt: skip
+
+    def _upload(self, label: str, name: str) -> gr.Image:
+        return gr.Image(
+            label=label, elem_id=name, type="filepath", sources=["upload"], height=160, buttons=[],
+            visible=self.served.takes_frames,
+        )  # fmt: skip
 
 
 async def _pulsing(events: AsyncGenerator[Pictures, None]) -> AsyncGenerator[Pictures | None, None]:
@@ -232,5 +296,5 @@ def _choose(entries: list[Entry], event: gr.SelectData) -> tuple[Any, ...]:
 
 
 def _bring_back(entry: Entry, *now: Any) -> list[Any]:
-    """The settings of the chosen picture; what stands there now if none is chosen."""
-    return [entry[name] for name in _INPUTS] if entry else list(now)
+    """The settings of the chosen picture; what stands there now if none is chosen, and the pictures that were given."""
+    return [entry.get(name, gr.skip()) for name in _INPUTS] if entry else [gr.skip() for _ in now]

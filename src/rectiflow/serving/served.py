@@ -4,22 +4,27 @@ import secrets
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 from pydantic import ConfigDict, ValidationError
 
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError, unknown
+from rectiflow.data.film_frames import load_av
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.sampling.solvers import solver as solver_named
+from rectiflow.serving.frames import frames_trained, makes_clips
 from rectiflow.serving.limits import Limits
 from rectiflow.serving.refusal import Refusal
 
+T = TypeVar("T")
+C = TypeVar("C", bound=Config)
 _SEEDS = 2**31
 _LARGEST_SEED = 2**63
 _LARGEST_GUIDANCE = 100.0
+_SLOWEST, _FASTEST = 0.1, 120.0  # frames a second
 
 
 @final
@@ -34,6 +39,7 @@ class Served:
         steps: N.
         solver: see `Request`.
         guidance: w ≥ 0; None is 1 where the model was trained for it, else 0.
+        rate: frames a second of clips.
     """
 
     pipeline: Pipeline
@@ -42,19 +48,28 @@ class Served:
     steps: int = 50
     solver: str = "euler"
     guidance: float | None = None
+    rate: float = 8.0
 
     def check(self) -> None:
         """Whether what is taken where a client says nothing can be.
 
         Raises:
-            InputError: it cannot.
+            InputError: it cannot, or what makes films of clips is missing.
         """
+        if makes_clips(self.pipeline):
+            load_av()
         names = self.pipeline.class_names
         prompt = "a prompt" if self.takes_prompts else names[0] if names else ""
         try:
-            request_of(self, Asked(prompt=prompt))
+            check_rate(self.rate, "rate")
+            request_of(self, Asked(prompt=prompt), frames_trained(self.pipeline))
         except Refusal as refusal:
             raise InputError(refusal.message) from refusal
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether clips may be given what they begin and end with."""
+        return makes_clips(self.pipeline) and self.pipeline.conditioner.frames is not None
 
     @property
     def usual_guidance(self) -> float:
@@ -136,19 +151,33 @@ def asked(values: Mapping[str, Any]) -> Asked:
     Raises:
         Refusal: a field that does not exist, or a value of the wrong kind.
     """
-    given = {name: value for name, value in values.items() if value is not None or name == "prompt"}
-    if given.get("response_format") == "url":
+    if values.get("response_format") == "url":
         raise Refusal(400, "pictures are not kept here, so they have no url; ask for b64_json.", "response_format")
+    return parsed(Asked, values)
+
+
+def parsed(kind: type[C], values: Mapping[str, Any]) -> C:
+    """The fields of a body of this kind; null is as if left out.
+
+    Raises:
+        Refusal: a field that does not exist, or a value of the wrong kind.
+    """
+    given = {name: value for name, value in values.items() if value is not None or name == "prompt"}
     try:
-        return Asked.parse(given, "request")
+        return kind.parse(given, "request")
     except InputError as error:
         cause = error.__cause__
         place = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else ()
         raise Refusal(400, str(error), str(place[0])[:100] if place else None) from error
 
 
-def request_of(served: Served, fields: Asked) -> Request:
+def request_of(served: Served, fields: Asked, frames: int = 1) -> Request:
     """What to sample.
+
+    Args:
+        served: the model.
+        fields: what is asked for.
+        frames: of each clip, within the limit, for a model of clips, of which 1 is a picture.
 
     Raises:
         Refusal: a value that cannot be, or that is beyond a limit; it names the field.
@@ -160,14 +189,14 @@ def request_of(served: Served, fields: Asked) -> Request:
     guidance = served.usual_guidance if fields.guidance is None else fields.guidance
     seed = secrets.randbelow(_SEEDS) if fields.seed is None else fields.seed
     solver = fields.solver or served.solver
-    _within("n", fields.n, 1, limits.pictures)
-    _within("steps", steps, 1, limits.steps)
-    _within("partial_images", fields.partial_images, 0, limits.steps)
-    _within("guidance", guidance, 0, _LARGEST_GUIDANCE)
-    _within("seed", seed, -_LARGEST_SEED, _LARGEST_SEED - 1)
+    within("n", fields.n, 1, limits.pictures)
+    within("steps", steps, 1, limits.steps)
+    within("partial_images", fields.partial_images, 0, limits.steps)
+    within("guidance", guidance, 0, _LARGEST_GUIDANCE)
+    within("seed", seed, -_LARGEST_SEED, _LARGEST_SEED - 1)
     _readable("prompt", fields.prompt, limits.prompt)
     _readable("negative_prompt", fields.negative_prompt, limits.prompt)
-    _naming("solver", lambda: solver_named(solver))
+    naming("solver", lambda: solver_named(solver))
     size = _size(served, fields.size)
     classes, prompts = _of_prompt(served, fields.prompt)
     request = Request(
@@ -180,9 +209,10 @@ def request_of(served: Served, fields: Asked) -> Request:
         guidance=guidance,
         seed=seed,
         size=size,
+        frames=frames if makes_clips(served.pipeline) else None,
     )
     fault = "negative_prompt" if fields.negative_prompt else "guidance"
-    _naming(fault, lambda: served.pipeline.labels(request))
+    naming(fault, lambda: served.pipeline.labels(request))
     return request
 
 
@@ -207,7 +237,7 @@ def _size(served: Served, size: str) -> tuple[int, int] | None:
     if size == "auto":
         return None
     width, _, height = size.partition("x")
-    trained = f"{served.pipeline.shape[2]}x{served.pipeline.shape[1]}"
+    trained = "{1}x{0}".format(*served.pipeline.size)
     if not all(side.isascii() and side.isdigit() and len(side) < 6 for side in (width, height)):
         raise Refusal(400, f"size: expected WIDTHxHEIGHT, as {trained}, or auto, received '{size}'.", "size")
     sides, unit, longest = (int(width), int(height)), served.unit, served.longest_side
@@ -219,7 +249,21 @@ def _size(served: Served, size: str) -> tuple[int, int] | None:
     return sides[1], sides[0]
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def check_rate(rate: float, name: str) -> None:
+    """Nothing, if films can have so many frames a second.
+
+    Raises:
+        Refusal: they cannot.
+    """
+    within(name, rate, _SLOWEST, _FASTEST)
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Nothing, if the field `name` lies between `low` and `high`.
+
+    Raises:
+        Refusal: it does not.
+    """
     if not low <= value <= high:
         raise Refusal(400, f"{name}: expected {low:g} to {high:g}, received {value}.", name)
 
@@ -234,9 +278,13 @@ def _readable(name: str, text: str, longest: int) -> None:
             raise Refusal(400, f"{name}: expected a text, received the character U+{ord(character):04X}.", name)
 
 
-def _naming(param: str, check: Callable[[], object]) -> None:
-    """Whatever is wrong is the fault of that field."""
+def naming(param: str, check: Callable[[], T]) -> T:
+    """What `check` gives; whatever is wrong is the fault of the field `param`.
+
+    Raises:
+        Refusal: in place of an InputError.
+    """
     try:
-        check()
+        return check()
     except InputError as error:
         raise Refusal(400, str(error), param) from error

@@ -4,6 +4,8 @@ import asyncio
 import math
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,8 +20,10 @@ from rectiflow.serving.engine import Engine
 from rectiflow.serving.guard import Guard
 from rectiflow.serving.page import Page
 from rectiflow.serving.served import Served
+from rectiflow.serving.video_api import VideoApi
 
 _KEEP_ALIVE = 30
+_UPLOADS = ("/v1/videos", "/gradio_api/upload")
 _LAST_WORDS = 5  # seconds in which those are answered whose pictures are given up
 
 
@@ -32,11 +36,20 @@ def application(engine: Engine, served: Served, folder: Path | None = None, toke
         folder: where the page keeps pictures; None leaves out the page.
         token: that clients must bear; empty asks for none.
     """
-    app = FastAPI(title=f"rectiflow: {served.name}", docs_url=None, redoc_url=None)
+    videos = VideoApi(engine, served)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        videos.films.close()
+
+    app = FastAPI(title=f"rectiflow: {served.name}", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.include_router(videos.router)
     app.include_router(Api(engine, served).router)
     if folder is not None:
         Page(engine, served, folder).mount(app, token)
-    app.add_middleware(Guard, token=token, body=served.limits.body)
+    uploads = dict.fromkeys(_UPLOADS, served.limits.upload) if served.takes_frames else {}
+    app.add_middleware(Guard, token=token, body=served.limits.body, uploads=uploads)
     return app
 
 

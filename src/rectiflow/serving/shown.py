@@ -13,8 +13,8 @@ from rectiflow.request import Request
 from rectiflow.serving.served import Served
 
 
-def settings(served: Served, request: Request) -> dict[str, Any]:
-    """What pictures were made with, under the names that a client asks by."""
+def settings(served: Served, request: Request, rate: float | None = None) -> dict[str, Any]:
+    """What pictures were made with, or clips of `rate` frames a second, under the names that a client asks by."""
     one_step = served.pipeline.flow.one_step
     height, width = request.size or served.pipeline.size
     return {
@@ -26,12 +26,14 @@ def settings(served: Served, request: Request) -> dict[str, Any]:
         "guidance": request.guidance,
         "size": f"{width}x{height}",
         "n": request.count,
+        **({} if request.frames is None else {"frames": request.frames}),
+        **({} if rate is None else {"rate": rate}),
     }
 
 
-def about(served: Served, request: Request, index: int) -> dict[str, Any]:
-    """What the index-th picture of a request carries, as `rectiflow sample` has it."""
-    mine = settings(served, request)
+def about(served: Served, request: Request, index: int, rate: float | None = None) -> dict[str, Any]:
+    """What the index-th picture or clip of a request carries, as `rectiflow sample` has it."""
+    mine = settings(served, request, rate)
     named = {"class": mine["prompt"]} if request.classes else {}
     return {"model": served.name, **served.pipeline.training, **named, "index": index, **mine}
 

@@ -1,0 +1,133 @@
+"""`/v1/videos` as OpenAI's clients know it: jobs that are asked for, asked after, fetched and deleted."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, final
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from rectiflow.base.errors import unknown
+from rectiflow.serving.asked_video import NUMBERS, PICTURES, AskedVideo, asked_video, check_makes_clips, wanted_of
+from rectiflow.serving.body import fields_and_pictures
+from rectiflow.serving.engine import Engine
+from rectiflow.serving.films import KINDS, Film, Films
+from rectiflow.serving.follow import refusal_of
+from rectiflow.serving.guard import METHODS, refusal_response, wrong_method
+from rectiflow.serving.refusal import Refusal
+from rectiflow.serving.served import Served, within
+
+_POLL = {"openai-poll-after-ms": "500"}  # OpenAI's clients ask again after so long
+_PAGE, _LONGEST_PAGE = 20, 100
+_ENDINGS = {"video": "mp4", "thumbnail": "webp", "spritesheet": "png"}
+
+
+@final
+class VideoApi:
+    """The routes of one engine; of a model of pictures they refuse, and say where pictures are made.
+
+    Args:
+        engine: makes the clips.
+        served: the model and its limits.
+    """
+
+    def __init__(self, engine: Engine, served: Served) -> None:
+        self.served, self.films = served, Films(engine, served)
+        self.router = APIRouter()
+        add = self.router.add_api_route
+        schema = {"schema": AskedVideo.model_json_schema()}
+        body = {"content": {"application/json": schema, "multipart/form-data": schema}, "required": True}
+        add("/v1/videos", self.create, methods=["POST"], openapi_extra={"requestBody": body})
+        add("/v1/videos", self.films_page, methods=["GET"])
+        add("/v1/videos/{name}", self.retrieve, methods=["GET"])
+        add("/v1/videos/{name}", self.delete, methods=["DELETE"])
+        add("/v1/videos/{name}/content", self.content, methods=["GET"])
+        for path in ("/v1/videos", "/v1/videos/{name}", "/v1/videos/{name}/content"):
+            add(path, wrong_method, methods=METHODS, include_in_schema=False)
+
+    async def create(self, request: Request) -> Response:
+        """A job for a body."""
+        try:
+            check_makes_clips(self.served)
+            values, pictures = await fields_and_pictures(request, self.served.limits, PICTURES, NUMBERS)
+            film = await asyncio.to_thread(self._start, values, pictures)
+            return JSONResponse(film.told(self.served), headers=_POLL)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:
+            return refusal_response(refusal_of(error))
+
+    async def films_page(self, request: Request) -> Response:
+        """Jobs, page by page."""
+        try:
+            check_makes_clips(self.served)
+            page, more = self._page(request.query_params)
+        except Refusal as refusal:
+            return refusal_response(refusal)
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [film.told(self.served) for film in page],
+                "first_id": page[0].id if page else None,
+                "last_id": page[-1].id if page else None,
+                "has_more": more,
+            }
+        )
+
+    async def retrieve(self, name: str) -> Response:
+        """How a job stands."""
+        try:
+            film = self._find(name)
+        except Refusal as refusal:
+            return refusal_response(refusal)
+        return JSONResponse(film.told(self.served), headers=None if film.completed else _POLL)
+
+    async def delete(self, name: str) -> Response:
+        """Forget a job; cancel it if it is not done."""
+        try:
+            self._find(name)
+            self.films.delete(name)
+        except Refusal as refusal:
+            return refusal_response(refusal)
+        return JSONResponse({"id": name, "object": "video.deleted", "deleted": True})
+
+    async def content(self, name: str, request: Request) -> Response:
+        """The film, or pictures of it."""
+        try:
+            film = self._find(name)
+            kind = request.query_params.get("variant", "video")
+            if kind not in KINDS:
+                raise Refusal(400, str(unknown("variant", kind, list(KINDS))), "variant")
+            if film.error is not None:
+                raise Refusal(400, f"there is no film: {film.error.message}", code="video_failed")
+            if not film.files:
+                words = f"the film is {film.status}, {film.progress} %; ask again when it is completed."
+                raise Refusal(400, words, code="video_not_ready")
+        except Refusal as refusal:
+            return refusal_response(refusal)
+        named = f'attachment; filename="{film.id}.{_ENDINGS[kind]}"'
+        return Response(film.files[kind], media_type=KINDS[kind], headers={"Content-Disposition": named})
+
+    def _start(self, values: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Film:
+        return self.films.start(wanted_of(self.served, asked_video(values), pictures))
+
+    def _find(self, name: str) -> Film:
+        check_makes_clips(self.served)
+        return self.films.find(name)
+
+    def _page(self, asked: Mapping[str, str]) -> tuple[list[Film], bool]:
+        """Films of a page, and whether there are more behind."""
+        limit, order, after = asked.get("limit", str(_PAGE)), asked.get("order", "desc"), asked.get("after")
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 6):
+            raise Refusal(400, f"limit: expected 1 to {_LONGEST_PAGE}, received '{limit}'.", "limit")
+        within("limit", int(limit), 1, _LONGEST_PAGE)
+        if order not in ("asc", "desc"):
+            raise Refusal(400, f"order: expected asc or desc, received '{order}'.", "order")
+        films = self.films.all()[:: 1 if order == "asc" else -1]
+        if after is not None:
+            place = next((number for number, film in enumerate(films) if film.id == after), None)
+            if place is None:
+                raise Refusal(400, f"after: there is no video '{after[:100]}' any more.", "after")
+            films = films[place + 1 :]
+        return films[: int(limit)], len(films) > int(limit)

@@ -1,0 +1,123 @@
+"""Clips and single pictures of one model in the engine, each as made alone."""
+
+import queue
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rectiflow.base.condition import Condition
+from rectiflow.base.errors import InputError
+from rectiflow.data.pictures import to_uint8
+from rectiflow.request import Request
+from rectiflow.serving.frames import levels, nearest_frames
+from rectiflow.serving.gang import gangs
+from rectiflow.serving.job import Finished, Job, Preview
+from rectiflow.serving.lane import Call
+from rectiflow.serving.limits import Limits
+from rectiflow.serving.served import Served
+from tests.serving.conftest import counted, engine_of, until
+
+
+def made(engine, requests, previews=0):
+    boxes = [queue.Queue() for _ in requests]
+    with engine._change:  # all of them at once
+        for request, box in zip(requests, boxes, strict=True):
+            engine.submit(request, box.put, previews)
+    events = []
+    for box in boxes:
+        events.append([box.get(timeout=30)])
+        while isinstance(events[-1][-1], Preview):
+            events[-1].append(box.get(timeout=30))
+    return events
+
+
+def test_levels():
+    clips = torch.rand(2, 3, 5, 4, 6) * 2 - 1
+    whole = levels(clips)
+    assert whole.shape == (2, 5, 4, 6, 3)
+    assert all(torch.equal(whole[:, t], to_uint8(clips[:, :, t])) for t in range(5))
+    assert torch.equal(levels(clips[:, :, :1]), to_uint8(clips[:, :, 0]))
+
+
+def test_the_nearest_frames():
+    assert [nearest_frames(x) for x in (0, 5, 6.9, 7.1, 9, 16, 17)] == [5, 5, 5, 9, 9, 17, 17]
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_clips_and_pictures_are_those_made_alone(clips, lanes):
+    given = torch.rand(1, 3, 1, 16, 16) * 2 - 1
+    plain = Request(("left",), steps=4, guidance=1.0)
+    requests = [
+        plain,
+        replace(plain, seed=3, count=2),
+        replace(plain, seed=4, first=given),
+        replace(plain, seed=4, first=-given, last=given),
+        replace(plain, seed=5, frames=5),
+        replace(plain, seed=6, frames=1, count=3),
+        replace(plain, seed=7, size=(8, 16)),
+    ]
+    with engine_of(clips, lanes=lanes) as engine:
+        events = made(engine, requests)
+    for request, (event,) in zip(requests, events, strict=True):
+        alone = levels(clips.sample(request).pixels)
+        assert event.pixels.shape == alone.shape
+        assert (event.pixels.int() - alone.int()).abs().max() <= 1
+    assert events[0][0].pixels.shape == (1, 9, 16, 16, 3)
+    assert events[5][0].pixels.shape == (3, 16, 16, 3)
+    first = events[2][0].pixels[0, 0].int()
+    assert (first - to_uint8(given[:, :, 0])[0].int()).abs().max() == 0
+
+
+def test_previews_are_the_middle_frames_of_what_is_expected(clips):
+    request = Request(("right",), 2, 8, seed=3)
+    with engine_of(clips, lanes=1) as engine:
+        ((*previews, done),) = made(engine, [request], previews=2)
+    assert [p.pixels.shape for p in previews] == [(2, 16, 16, 3)] * 2
+    expected = list(clips.states(request))[previews[0].step].estimate.data
+    assert (previews[0].pixels.int() - to_uint8(expected[:, :, 4]).int()).abs().max() <= 1
+    assert isinstance(done, Finished)
+
+
+def test_a_clip_weighs_its_frames(clips):
+    limits = Limits(slots=20, batch=18, pictures=3)
+    with engine_of(clips, limits, lanes=1) as engine:
+        assert engine.room(9) == 2
+        with pytest.raises(InputError, match=r"3 clips of 9 frames of 16x16 weigh 27 .* more than the 20"):
+            engine.submit(Request(("left",), 3), print)
+        assert engine.submit(Request(("left",), 3, steps=2, frames=1), lambda event: None).weight == 3
+        events = made(engine, [Request(("left",), 1, 3, seed=seed) for seed in range(5)])
+        assert all(isinstance(event, Finished) for (event,) in events)
+        most = engine.metrics.registry.get_sample_value("rectiflow_call_rows_bucket", {"le": "2.0"})
+        assert most >= 3 * 2, "calls of more than two clips, though only two have room"
+    with pytest.raises(InputError, match="no request of a clip of 9 frames; ask for at least 27 slots"):
+        next(engine_of(clips, Limits(slots=20, pictures=3), lanes=3).gen)
+
+
+def test_progress_is_told_without_previews(clips):
+    with engine_of(clips, Limits(evaluations=10**7), lanes=1) as engine:
+        job = engine.submit(Request(("left",), steps=10**5), lambda event: None)
+        assert isinstance(job, Job)
+        until(lambda: job.begun and 0 < job.progress < 1)
+        engine.cancel(job)
+        until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1)
+
+
+def test_what_is_taken_where_nothing_is_said(clips, classes):
+    Served(clips, "tiny").check()
+    with pytest.raises(InputError, match=r"rate: expected 0\.1 to 120"):
+        Served(clips, "tiny", rate=0).check()
+    assert (Served(clips, "tiny").takes_frames, Served(classes, "tiny").takes_frames) == (True, False)
+    with pytest.raises(InputError, match="frames must be"):
+        Limits(frames=-1)
+
+
+def test_frames_that_are_given_to_some_are_no_condition_of_others():
+    x_t, t = torch.zeros(1, 3, 9, 4, 4), torch.ones(1)
+    plain, told = Condition(torch.zeros(1).long()), Condition(torch.zeros(1).long(), image=torch.zeros(1, 4, 9, 4, 4))
+    calls = [Call(x_t, t, None), Call(x_t, t, plain), Call(x_t, t, told), Call(x_t[:, :, :5], t, plain)]
+    assert [[one.goes_with(other) for other in calls] for one in calls] == torch.eye(4).bool().tolist()
+    way = Request(("left",), steps=4)
+    given = [replace(way, first=x_t[:, :, :1]), replace(way, last=x_t[:, :, :1]), replace(way, frames=5)]
+    jobs = [Job(request, 1, 9, 0, print) for request in [way, *given, way]]
+    assert sorted(len(gang.jobs) for gang in gangs(jobs, 128)) == [1, 1, 1, 2]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -170,3 +171,70 @@ def test_files_are_bounded(classes, tmp_path, monkeypatch):
         entries = [entry for _ in range(4) for entry in page._keep(pixels, request)]
     assert len(list(tmp_path.iterdir())) == 5
     assert [Path(entry["file"]).is_file() for entry in entries] == [False] * 7 + [True] * 5
+
+
+def film_on(page):
+    """What the film that is shown is: its size, and its seconds, once they are known."""
+    page.wait_for_function("document.querySelector('#film video')?.readyState >= 2")
+    return page.evaluate("(() => { const v = document.querySelector('#film video'); "
+                         "return [v.videoWidth, v.videoHeight, v.duration, v.currentSrc] })()")  # fmt: skip
+
+
+def test_clips_play_from_a_picture_that_is_given(page, clips, tmp_path):
+    av = pytest.importorskip("av")
+    folder = tmp_path / "films"
+    folder.mkdir()
+    with running(clips, folder, limits=replace(LIMITS, slots=100)) as (address, _):
+        page.goto(address)
+        page.wait_for_selector("#generate")
+        page.evaluate(
+            """() => { window.seen = new Set(); setInterval(() => {
+                const now = document.querySelector("#live img"); if (now) window.seen.add(now.src) }, 5) }"""
+        )
+        Image.new("RGB", (40, 30), (250, 20, 20)).save(tmp_path / "red.png")
+        page.set_input_files("#first input[type=file]", tmp_path / "red.png")
+        page.wait_for_selector("#first img")
+        fill(page, seed=7, steps=600, count=2, frames=9)
+        page.click("#generate")
+        wait_for_line(page, "2 in")
+        assert page.evaluate("window.seen.size") >= 4, "previews did not change"
+        width, height, seconds, source = film_on(page)
+        assert width > 1.5 * height, "two clips side by side"
+        assert seconds == pytest.approx(9 / 8, abs=0.01)
+        page.wait_for_function("document.querySelectorAll('#gallery video').length == 2")
+
+        page.locator("#gallery button.thumbnail-item, #gallery .thumbnail-lg").nth(1).click()
+        page.wait_for_function("document.querySelector('#settings').innerText.includes('600')")
+        with page.expect_download() as download:
+            page.click("#download")
+        assert download.value.suggested_filename.endswith(".mp4")
+        with av.open(str(download.value.path())) as film:
+            frames = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in film.decode(video=0)]
+        assert len(frames) == 9
+        assert frames[0] == pytest.approx([250, 20, 20], abs=12)
+
+        fill(page, seed=8, count=1, steps=5, frames=5)
+        page.click("#generate")
+        page.wait_for_function("before => document.querySelector('#film video')?.currentSrc != before", arg=source)
+        width, height, seconds, _ = film_on(page)
+        assert (width, seconds) == (height, pytest.approx(5 / 8, abs=0.01))
+        page.click("#back")
+        page.wait_for_function("document.querySelector('#frames input[type=number]').value == '9'")
+        fill(page, seed=9, count=3, steps=5, frames=1)
+        page.click("#generate")
+        wait_for_line(page, "3 in")
+        page.wait_for_function("document.querySelectorAll('#gallery img').length >= 3")
+        strangers = [url for url in page.asked if not url.startswith((address, "data:", "blob:"))]
+        assert strangers == [], "the page fetches from elsewhere"
+
+
+def test_a_broken_picture_is_told(page, clips, tmp_path):
+    with running(clips, tmp_path, limits=LIMITS) as (address, engine):
+        page.goto(address)
+        page.wait_for_selector("#generate")
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
+        page.set_input_files("#last input[type=file]", tmp_path / "broken.png")
+        page.wait_for_timeout(500)
+        page.click("#generate")
+        page.locator(".toast-body.error").wait_for()
+        assert counted(engine, "rectiflow_requests_total", outcome="completed") == 0

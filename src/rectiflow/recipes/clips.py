@@ -5,7 +5,7 @@ from rectiflow.conditioning.frames_config import FramesConfig
 from rectiflow.data.config import DataConfig
 from rectiflow.flow.config import FlowConfig, TimesConfig
 from rectiflow.networks.config import VideoDiTConfig
-from rectiflow.recipes.autoencoder import video_autoencoder
+from rectiflow.recipes.autoencoder import frame_autoencoder, video_autoencoder
 from rectiflow.training.config import EmaConfig, EveryConfig, OptimiserConfig
 from rectiflow.training.generator_config import LatentConfig, PreviewConfig, RunConfig
 
@@ -15,17 +15,17 @@ def clips() -> RunConfig:
     return RunConfig(
         recipe="clips",
         data=DataConfig(set="digit-clips", frames=17),
-        latent=LatentConfig(train=video_autoencoder()),
+        latent=LatentConfig(train=video_autoencoder(), pictures=frame_autoencoder()),
         network=VideoDiTConfig(patch=2, width=160, depth=5, heads=5, modulation="shared"),
         flow=FlowConfig(shift_by_size=True),
         text=TextConfig(encoders=(LearnedConfig(vocabulary=400, length=48, width=128),)),
-        frames=FramesConfig(),
+        frames=FramesConfig(nothing=6.0, first=2.0, last=1.0, both=0.5, beginning=0.5),
         times=TimesConfig(density="logit-normal"),
         condition_dropout=0.1,
         steps=4000,
-        batch=32,
+        batch=64,
         optimiser=OptimiserConfig(lr=2e-3, warmup=200, decay="linear"),
-        ema=EmaConfig(decay=0.995),
+        ema=EmaConfig(decay=0.997),
         every=EveryConfig(log=50, held_out=500, preview=500, first_preview=0, save=500),
         preview=PreviewConfig(rows=8, steps=20, solver="ab2"),
         compile=True,
@@ -38,11 +38,13 @@ def video() -> RunConfig:
     folder = DataConfig(set="folder", size=64, frames=17, rate=8.0)
     network = first.network.model_copy(update={"width": 32, "multipliers": (1, 2, 4, 4), "temporal": 4})
     stage_1 = first.model_copy(update={"data": folder, "network": network, "steps": 4000})
+    pictures = network.model_copy(update={"temporal": 1})
+    stage_0 = frame_autoencoder().model_copy(update={"data": folder, "network": pictures})
     return base.model_copy(
         update={
             "recipe": "video",
             "data": folder,
-            "latent": LatentConfig(train=stage_1),
+            "latent": LatentConfig(train=stage_1, pictures=stage_0),
             "network": VideoDiTConfig(patch=1, width=192, depth=6, heads=6, modulation="shared", label_std=1.0),
             "text": TextConfig(),
             "steps": 10_000,

@@ -8,7 +8,7 @@ from rectiflow.autoencoders.config import overlay as overlay_autoencoder
 from rectiflow.base.config import merge, parse_setting, read_yaml
 from rectiflow.base.errors import InputError, unknown
 from rectiflow.networks.presets import overlay
-from rectiflow.recipes.autoencoder import autoencoder, video_autoencoder
+from rectiflow.recipes.autoencoder import autoencoder, frame_autoencoder, video_autoencoder
 from rectiflow.recipes.clips import clips, video
 from rectiflow.recipes.ddpm import ddpm
 from rectiflow.recipes.digits import digits
@@ -31,6 +31,7 @@ RECIPES: dict[str, Callable[[], AnyRun]] = {
     "latent-256": latent_256,
     "text": text,
     "scenes": scenes,
+    "frame-autoencoder": frame_autoencoder,
     "video-autoencoder": video_autoencoder,
     "clips": clips,
     "video": video,
@@ -84,9 +85,10 @@ def _laid_over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
     data, pictures = layer.get("data"), below["data"]
     if isinstance(data, Mapping) and data.get("set", pictures["set"]) != pictures["set"]:
         below = {**below, "data": {**pictures, "size": None}}  # a built-in set has its own
-    latent, there = layer.get("latent"), below.get("latent")
-    if isinstance(latent, Mapping) and isinstance(there, dict) and isinstance(latent.get("train"), Mapping):
-        first = _laid_over(there["train"], latent["train"])
-        below = {**below, "latent": {**there, "train": None}}
-        layer = {**layer, "latent": {**latent, "train": first}}
+    for stage in ("train", "pictures"):
+        latent, there = layer.get("latent"), below.get("latent")
+        if isinstance(latent, Mapping) and isinstance(there, dict) and isinstance(latent.get(stage), Mapping):
+            first = _laid_over(there[stage] or {"network": {}}, latent[stage])
+            below = {**below, "latent": {**there, stage: None}}
+            layer = {**layer, "latent": {**latent, stage: first}}
     return merge(below, layer)

@@ -75,3 +75,11 @@ def test_bad_input_is_one_line(recipe, settings, words):
         resolve(recipe, settings=settings)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_stage_of_pictures_is_laid_over_where_there_is_one():
+    asked = resolve("clips", None, ["latent.pictures.steps=7", "latent.pictures.network.width=24"]).latent
+    assert (asked.pictures.steps, asked.pictures.network.width, asked.pictures.network.temporal) == (7, 24, 1)
+    assert asked.train == resolve("clips").latent.train
+    with pytest.raises(InputError, match=r"latent has no latent\.pictures"):
+        resolve("latent", None, ["latent.pictures.steps=7"])

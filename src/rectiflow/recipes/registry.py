@@ -88,7 +88,9 @@ def _laid_over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
     for stage in ("train", "pictures"):
         latent, there = layer.get("latent"), below.get("latent")
         if isinstance(latent, Mapping) and isinstance(there, dict) and isinstance(latent.get(stage), Mapping):
-            first = _laid_over(there[stage] or {"network": {}}, latent[stage])
+            if there[stage] is None:
+                raise InputError(f"{below['recipe']} has no latent.{stage} to lay settings over; choose recipe clips.")
+            first = _laid_over(there[stage], latent[stage])
             below = {**below, "latent": {**there, stage: None}}
             layer = {**layer, "latent": {**latent, stage: first}}
     return merge(below, layer)

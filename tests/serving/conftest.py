@@ -8,6 +8,10 @@ import pytest
 import torch
 import uvicorn
 
+from rectiflow.autoencoders.autoencoder import Identity
+from rectiflow.autoencoders.build import build_autoencoder
+from rectiflow.autoencoders.config import AutoencoderConfig
+from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.frames_config import FramesConfig
 from rectiflow.conditioning.tokens import Tokens
@@ -53,17 +57,34 @@ def texts():
     return model(MMDiTConfig(patch=4, width=32, depth=2, heads=2), (3, 8, 8), encoders=(tokens,))
 
 
-@pytest.fixture(scope="session")
-def clips():
-    """Clips 3×9×16×16 in pixel space, which may be given what they begin and end with."""
+def model_of_clips(channels, autoencoder):
     torch.manual_seed(0)
-    config = VideoDiTConfig(channels=3, classes=2, patch=4, width=24, depth=1, heads=2, texts=(), picture=3)
+    config = VideoDiTConfig(
+        channels=channels, classes=2, patch=4 if channels == 3 else 2, width=24, depth=1, heads=2, texts=(),
+        picture=channels,
+    )  # fmt: skip
     network = build(config)
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     flow = Flow.build(network, FlowConfig()).requires_grad_(False).eval()
     conditioner = Conditioner(("left", "right"), frames=FramesConfig(), null_trained=True)
-    return Pipeline(flow, FlowConfig(), config, (3, 9, 16, 16), conditioner)
+    return Pipeline(flow, FlowConfig(), config, (3, 9, 16, 16), conditioner, autoencoder)
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """Clips 3×9×16×16 in pixel space, which may be given what they begin and end with."""
+    return model_of_clips(3, Identity())
+
+
+@pytest.fixture(scope="session")
+def latent_clips():
+    """The same in the latents 5×3×4×4 of a causal autoencoder."""
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        channels=3, width=8, multipliers=(1, 2, 2), groups=4, latent_channels=5, temporal=4
+    )  # fmt: skip
+    return model_of_clips(5, LatentSpace(build_autoencoder(config).requires_grad_(False).eval()))
 
 
 @contextlib.contextmanager

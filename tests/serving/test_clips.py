@@ -10,11 +10,13 @@ from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.data.pictures import to_uint8
 from rectiflow.request import Request
-from rectiflow.serving.frames import levels, nearest_frames
+from rectiflow.serving.asked_video import frames_of
+from rectiflow.serving.frames import levels, most_frames, nearest_frames
 from rectiflow.serving.gang import gangs
 from rectiflow.serving.job import Finished, Job, Preview
 from rectiflow.serving.lane import Call
 from rectiflow.serving.limits import Limits
+from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Served
 from tests.serving.conftest import counted, engine_of, until
 
@@ -45,7 +47,9 @@ def test_the_nearest_frames():
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_clips_and_pictures_are_those_made_alone(clips, lanes):
+@pytest.mark.parametrize("model", ["clips", "latent_clips"])
+def test_clips_and_pictures_are_those_made_alone(request, model, lanes):
+    clips = request.getfixturevalue(model)
     given = torch.rand(1, 3, 1, 16, 16) * 2 - 1
     plain = Request(("left",), steps=4, guidance=1.0)
     requests = [
@@ -66,7 +70,7 @@ def test_clips_and_pictures_are_those_made_alone(clips, lanes):
     assert events[0][0].pixels.shape == (1, 9, 16, 16, 3)
     assert events[5][0].pixels.shape == (3, 16, 16, 3)
     first = events[2][0].pixels[0, 0].int()
-    assert (first - to_uint8(given[:, :, 0])[0].int()).abs().max() == 0
+    assert model == "latent_clips" or (first - to_uint8(given[:, :, 0])[0].int()).abs().max() == 0
 
 
 def test_previews_are_the_middle_frames_of_what_is_expected(clips):
@@ -77,6 +81,17 @@ def test_previews_are_the_middle_frames_of_what_is_expected(clips):
     expected = list(clips.states(request))[previews[0].step].estimate.data
     assert (previews[0].pixels.int() - to_uint8(expected[:, :, 4]).int()).abs().max() <= 1
     assert isinstance(done, Finished)
+
+
+def test_previews_of_latents_are_decoded_up_to_the_middle(latent_clips):
+    """Of 3 latent frames 2 are decoded, which are 5 of the 9 frames; nothing that follows changes them."""
+    request = Request(("right",), 2, 8, seed=3)
+    with engine_of(latent_clips, lanes=1) as engine:
+        ((preview, _),) = made(engine, [request], previews=1)
+    state = list(latent_clips.states(request))[preview.step]
+    whole = levels(latent_clips.decode(replace(state, x_t=state.estimate.data), request))
+    assert whole.shape == (2, 9, 16, 16, 3)
+    assert (preview.pixels.int() - whole[:, 4].int()).abs().max() <= 1
 
 
 def test_a_clip_weighs_its_frames(clips):
@@ -101,6 +116,19 @@ def test_progress_is_told_without_previews(clips):
         until(lambda: job.begun and 0 < job.progress < 1)
         engine.cancel(job)
         until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1)
+
+
+def test_frames_are_limited(clips, classes):
+    limited = {limit: Served(clips, "tiny", Limits(frames=limit)) for limit in (0, 5, 8, 20)}
+    assert [most_frames(clips, served.limits) for served in limited.values()] == [9, 5, 5, 17]
+    assert [frames_of(served, None, None, 8) for served in limited.values()] == [9, 5, 5, 9]
+    assert frames_of(limited[20], None, 2.2, 8) == 17
+    assert most_frames(classes, Limits(frames=20)) == 1
+    with pytest.raises(Refusal, match="expected 2 to 5, received 9"):
+        frames_of(limited[8], 9, None, 8)
+    with engine_of(clips, Limits(frames=13), lanes=1) as engine:
+        ((done,),) = made(engine, [Request(("left",), steps=2, frames=13)])
+    assert done.pixels.shape == (1, 13, 16, 16, 3)
 
 
 def test_what_is_taken_where_nothing_is_said(clips, classes):

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from dataclasses import replace
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -87,6 +89,61 @@ def test_unlikely_bodies(call, body, named):
 def test_bytes(call, content, kind):
     assert check(call(content)).status_code >= 400
     assert check(call(content, kind)).status_code >= 400
+
+
+@pytest.fixture(scope="module")
+def film(clips):
+    limits = replace(LIMITS, upload=3000, films=3, slots=40)
+    with engine_of(clips, limits, lanes=1) as engine:
+        app = application(engine, Served(clips, "tiny", limits, steps=1))
+
+        async def asked(method, path, **more):
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tiny") as client:
+                return await client.request(method, f"/v1/videos{path}", **more)
+
+        yield lambda method, path="", **more: asyncio.run(asked(method, path, **more))
+
+
+def check_video(answer):
+    if answer.status_code == 200:
+        assert answer.json()["object"] == "video"
+    elif answer.status_code != 429:
+        check(answer)
+
+
+of_videos = {
+    "seconds": scalars | st.sampled_from(["1", "0.5", "1e400"]),
+    "frames": st.integers(-1, 12),
+    "rate": st.floats(),
+    "size": st.sampled_from(["auto", "16x16", "8x16", "17x16"]) | st.text(max_size=9),
+    "seed": st.integers(-(2**65), 2**65),
+    "input_reference": anything,
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.fixed_dictionaries({"prompt": st.sampled_from(["left", ""]) | st.text(max_size=9)}, optional=of_videos))
+def test_videos_of_bodies_and_forms(film, body):
+    text = json.dumps(body)
+    check_video(film("POST", content=text, headers={"content-type": "application/json"}))
+    encoded = {name: str(value).encode("utf-8", "replace") for name, value in body.items()}
+    check_video(film("POST", files={name: (None, value) for name, value in encoded.items()}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["b", "", "é", "b; charset=x"]))
+def test_broken_forms(film, content, boundary):
+    kind = f"multipart/form-data; boundary={boundary}".encode()
+    head = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+    for sent in (content, head + content, head + content + b"\r\n--b--\r\n"):
+        check_video(film("POST", content=sent, headers={b"content-type": kind}))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.from_regex(r"[!-~]{0,30}", fullmatch=True), st.sampled_from(["GET", "DELETE", "POST"]))
+def test_odd_queries(film, words, method):
+    assert film("GET", params={"after": words, "limit": words}).status_code in (200, 400)
+    assert film(method, f"/{quote(words, safe='')}").status_code in (200, 400, 404, 405, 307)
 
 
 def test_the_server_is_still_up(call):

@@ -26,9 +26,9 @@ def frames_trained(pipeline: Pipeline) -> int:
 
 
 def most_frames(pipeline: Pipeline, limits: Limits) -> int:
-    """Of a clip that a request may ask for; 1 for a model of pictures."""
+    """Of a clip that a request may ask for, 1+4k within the limit; 1 for a model of pictures."""
     trained = frames_trained(pipeline)
-    return trained if trained == 1 else limits.frames or trained
+    return 1 + (limits.frames - 1) // STRIDE * STRIDE if limits.frames and trained > 1 else trained
 
 
 def nearest_frames(frames: float) -> int:

@@ -191,7 +191,7 @@ def test_clips_play_from_a_picture_that_is_given(page, clips, tmp_path):
             """() => { window.seen = new Set(); setInterval(() => {
                 const now = document.querySelector("#live img"); if (now) window.seen.add(now.src) }, 5) }"""
         )
-        Image.new("RGB", (40, 30), (250, 20, 20)).save(tmp_path / "red.png")
+        Image.new("RGB", (200, 150), (250, 20, 20)).save(tmp_path / "red.png", compress_level=0)  # 90 KB
         page.set_input_files("#first input[type=file]", tmp_path / "red.png")
         page.wait_for_selector("#first img")
         fill(page, seed=7, steps=600, count=2, frames=9)

@@ -4,7 +4,8 @@ Trains recipe `clips` in DIR/clips (autoencoder, latents, flow) unless it is the
 step, and has the judge read the clips of held-out prompts: the last model over guidance strengths by one seed, then at
 the best of these by others, fixed beforehand; the kept models at that one. Beside it: real clips through the
 autoencoder, which no flow can surpass; clips of 17 stills of the same model, each by its own noise or all by the same;
-and clips that begin with a given frame. Minutes are wall time from the command's first moment: everything counts.
+and clips that begin with a given frame. Minutes are wall time from the command's first moment: everything counts, and
+so do those of an autoencoder that was trained before, and of the one that it started from.
 """
 
 import json
@@ -37,10 +38,10 @@ from rectiflow.request import Request
 from rectiflow.training.run import read_run
 
 RECIPE = "clips"
-SETTINGS = ("threads=2", "latent.train.threads=2")
+SETTINGS = ("threads=2", "latent.train.threads=2", "latent.pictures.threads=2", "every.save=500")
 SWEEP = EvaluateConfig(count=200, steps=50, solver="ddpm", weights=(0.0, 1.0, 3.0, 5.0), seed=0)
 SEEDS = (101, 102, 103)  # of the figures at the best w; the sweep, which chooses it, has another
-COUNT, CURVE, GIVEN = 200, 100, 100
+COUNT, CURVE, GIVEN = 200, 100, 50
 DOCS = common.RESULTS.parent.parent / "docs"
 
 
@@ -64,6 +65,17 @@ def keep(home: Path) -> None:
         step = json.loads(there.read_text())["training"]["step"]
         if not (home / f"m-{step}").exists():
             shutil.copytree(there.parent, home / f"m-{step}")
+
+
+def before(run: str) -> list[dict[str, object]]:
+    """The autoencoders that a run took, the first trained first, with their minutes by their own logs."""
+    if not run:
+        return []
+    config = read_run(Path(run))
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    minutes = max(json.loads(line).get("seconds", 0.0) for line in lines) / 60
+    mine = {"recipe": config.recipe, "data": config.data.set, "steps": config.steps, "batch": config.batch}
+    return [*before(config.start_from), mine | {"threads": config.threads, "minutes": round(minutes, 1)}]
 
 
 def shares(judge: ClipJudge, pixels: Tensor, movements: list[Movement]) -> dict[str, dict]:
@@ -124,7 +136,9 @@ def main(home: Path) -> None:
     data, judge = open_set(config.data), clip_judge()
     assert isinstance(data.held_out, MovingDigits)
     by = SmallEncoder(as_pictures(data).train)
-    models = sorted(home.glob("m-*"), key=lambda folder: int(folder.name[2:]))
+    models = sorted(home.glob("m-*[05]00"), key=lambda folder: int(folder.name[2:]))
+    earlier = before(config.latent.autoencoder)
+    began = (home / "started").stat().st_mtime - 60 * sum(each["minutes"] for each in earlier)
     pipeline = Pipeline.load(models[-1])
     found = prompted(pipeline, data, by, SWEEP)
     plot_adherence(found, DOCS / "clips.png")
@@ -138,15 +152,17 @@ def main(home: Path) -> None:
     curve = []
     for folder in models:
         made = Pipeline.load(folder).sample(asked(movements[:CURVE], best, SEEDS[0])).pixels
-        minutes = ((folder / "config.json").stat().st_mtime - (home / "started").stat().st_mtime) / 60
+        minutes = ((folder / "config.json").stat().st_mtime - began) / 60
         row = {"step": int(folder.name[2:]), "minutes": round(minutes, 1)}
         curve.append(row | shares(judge, made, movements[:CURVE]))
         print(curve[-1], flush=True)
     apart = stills(pipeline, movements, best, lambda t: SEEDS[0] + 1000 * t)
     alike = stills(pipeline, movements, best, lambda t: SEEDS[0])
     result = {
-        "settings": SETTINGS,
+        "autoencoders": earlier,
         "recipe": RECIPE,
+        "threads": config.threads,
+        "steps": config.steps,
         "batch": config.batch,
         "parameters": sum(p.numel() for p in pipeline.flow.parameters()),
         "sampling": {"solver": SWEEP.solver, "steps": SWEEP.steps, "w": best, "prompts": COUNT, "seeds": SEEDS},

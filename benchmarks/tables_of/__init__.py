@@ -1,0 +1,1 @@
+"""How each result becomes a table, in groups."""

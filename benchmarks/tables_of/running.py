@@ -1,0 +1,143 @@
+"""Seconds, memory and rates of training, data and serving."""
+
+from tables_of.markdown import table, where
+
+
+def speed(result: dict) -> str:
+    machine = result["machine"]
+
+    def median(name: str) -> str:
+        each = result["each"][name]
+        return f"{result['median_seconds'][name]:.2f} ({min(each):.2f} to {max(each):.2f})"
+
+    rows = [
+        [f"training, {result['training_steps']} steps", f"{result['training_seconds']:.0f}"],
+        ["sampling 500 digits, 50 Euler steps, w=1", median("sample_500_digits_50_steps_w1")],
+        ["`rectiflow --help`", median("rectiflow_help")],
+    ]
+    where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
+    repeats = len(next(iter(result["each"].values())))
+    return f"{table(['', 'seconds'], rows)}\n\n`{result['command']}` on {where}; medians of {repeats} (least to most)."
+
+
+def switches(result: dict) -> str:
+    machine, settings = result["machine"], result["settings"]
+    speeds = [
+        [
+            f"`{name}`" if "=" in name else name,
+            f"{found['images_per_second']:.0f}",
+            f"{found['ratio']:.2f} ({min(found['ratios']):.2f} to {max(found['ratios']):.2f})",
+            f"{found['kept_megabytes']:.0f}",
+        ]
+        for name, found in result["speed"].items()
+    ]
+    losses = []
+    for name, found in result["loss"].items():
+        each = ", ".join(f"{loss:.4f}" for loss in found["each"])
+        losses.append([name.replace(" of length 0.05, length", " of length"), f"{found['mean']:.4f}", each])
+    where = (
+        f"{machine['processor']}, {machine['threads']} thread, {machine['instructions']}, torch {machine['torch']}, "
+        f"load average {result['load_average'][0]:.1f} on {machine['cores']} cores"
+    )
+    return "\n\n".join(
+        [
+            table(["switch", "images/s", "to the baseline's (least to most)", "kept, MB"], speeds),
+            table([f"digits, {settings['steps']} steps", "held-out loss", "each seed"], losses),
+            f"`{result['command']}` on {where}; medians of {settings['pairs']} pairs.",
+        ]
+    )
+
+
+def throughput(result: dict) -> str:
+    machine, parts = result["machine"], []
+    for kind, title in (("dit", "transformer, width 256, depth 6, patch 2, 4×16×16"), ("unet", "U-Net, 3×32×32")):
+        entry = result[kind]
+        rows = [[name, f"{rate:.1f}"] for name, rate in entry["images_per_second"].items()]
+        parts.append(table([f"{title}: training", "images/s"], rows))
+        sizes = "; ".join(
+            f"{name} {facts['parameters'] / 1e6:.2f} M parameters, {facts['gflop_per_image']:.2f} GFLOP an image"
+            for name, facts in entry["facts"].items()
+        )
+        parts.append(
+            f"{sizes}. Our best over theirs in fp32: **{entry['ratio_to_fp32']:.2f}**; over their best: "
+            f"**{entry['ratio_to_best']:.2f}**."
+        )
+        rows = [
+            [name, str(row["steps"]), f"{row['held_out_loss']:.4f}"] for name, row in entry["equal_seconds"].items()
+        ]
+        parts.append(table(["after equal seconds", "steps", "held-out loss"], rows))
+    matrix, rates = result["dit"]["matrix"], result["dit"]["sampling_images_per_second"]
+    parts.append(
+        f"Matrix products at the transformer's shapes run at {matrix['float32_gflops']:.0f} GFLOP/s in float32 and "
+        f"{matrix['bfloat16_gflops']:.0f} in bfloat16; in float32 they are {matrix['float32_share_of_a_step']:.0%} of "
+        f"an fp32 step and in bfloat16 {matrix['bfloat16_share_of_a_step']:.0%} of the best one. Sampling with the "
+        f"transformer, 50 guided steps, images/s: {', '.join(f'{name} {rate:.2f}' for name, rate in rates.items())}."
+    )
+    where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
+    settings = result["settings"]
+    parts.append(
+        f"`{result['command']}` on {where}; batches of {settings['batch']}, {settings['optimiser']}, medians of "
+        f"{settings['rounds']}."
+    )
+    return "\n\n".join(parts)
+
+
+def data(result: dict) -> str:
+    rows = [
+        [f"{int(size):,}", f"{row['peak_megabytes']:,}", f"{row['share_of_a_step_spent_waiting']:.2%}"]
+        for size, row in result["pictures"].items()
+    ]
+    return f"{table(['pictures', 'peak memory, MB', 'waiting for data'], rows)}\n\n`{result['command']}`"
+
+
+def evening(result: dict) -> str:
+    losses = ", ".join(f"{loss:.3f} after {step}" for step, loss in result["held_out_loss"].items())
+    return (
+        f"First preview {result['first_preview_seconds']:.0f} s after the command, the whole in "
+        f"{result['training_seconds'] / 60:.0f} minutes; held-out loss {losses}; "
+        f"{result['waiting_for_data_median']:.1%} of the time went to waiting for data.\n\n`{result['train']}`, by "
+        f"`{result['command']}`"
+    )
+
+
+def serving(result: dict) -> str:
+    loads = [(each, result[f"{each}_a_request"]) for each in (1, 4)]
+    rows = [
+        [
+            str(each),
+            f"{found['requests']:,}",
+            str(found["failures"]),
+            f"{found['pictures_a_second']:.1f}",
+            f"{found['offline_pictures_a_second']:.1f}",
+            f"{found['of_offline']:.0%}",
+            f"{found['p50_seconds']:.2f}",
+            f"{found['p99_seconds']:.2f}",
+            str(found["furthest_grey_levels"]),
+        ]
+        for each, found in loads
+    ]
+    header = [
+        "pictures a request",
+        "answers",
+        "failures",
+        "pictures/s",
+        "the library alone",
+        "share",
+        "p50, s",
+        "p99, s",
+    ]
+    ways = f"{result['clients']} clients for {result['seconds']:g} s, {result['steps']} Euler steps"
+    return (
+        f"{table([*header, 'grey levels off'], rows)}\n\n{ways}, w = {result['guidance']:g}. "
+        f"`{result['command']}` on {where(result['machine'])}."
+    )
+
+
+TABLES = {
+    "speed": speed,
+    "switches": switches,
+    "throughput": throughput,
+    "data": data,
+    "evening": evening,
+    "serving": serving,
+}

@@ -61,7 +61,8 @@ def _mean(rows: list[dict], part: str) -> dict:
 
 def clips(result: dict) -> str:
     header = ["digit", "colour", "direction", "speed", "identity", "in every frame", "whole"]
-    w, seeds, still = result["sampling"]["w"], result["seeds"], result["stills"]
+    w, seeds = result["sampling"]["w"], result["seeds"]
+    apart, alike = (result["stills"][name] for name in ("noise of its own", "the same noise"))
     real, given = result["through_autoencoder"], result["from_a_frame"]
     sweep = result["sweep"]
     both = [
@@ -70,12 +71,8 @@ def clips(result: dict) -> str:
         (f"through the autoencoder ({real['psnr']:.1f} dB)", real["adherence"]["seen"], real["adherence"]["held_out"]),
         ("ceiling", sweep["ceiling"]["seen"], sweep["ceiling"]["held_out"]),
         ("begun with a given frame", given["adherence"]["seen"], given["adherence"]["held_out"]),
-        (
-            "17 pictures, each of its own noise",
-            still["noise of its own"]["seen"],
-            still["noise of its own"]["held_out"],
-        ),
-        ("17 pictures of one noise", still["the same noise"]["seen"], still["the same noise"]["held_out"]),
+        ("17 pictures, each of its own noise", apart["seen"], apart["held_out"]),
+        ("17 pictures of one noise", alike["seen"], alike["held_out"]),
     ]
     rows = [
         [f"{name}; combinations {kind}", *_shares(scores)]
@@ -85,7 +82,7 @@ def clips(result: dict) -> str:
     main = table(["clips", *header], rows)
     swept = table(
         ["w", "Fréchet distance of a frame", *header],
-        [[f"{row['w']:g}", f"{row['frechet']:.3f}", *_shares(row["seen"])] for row in sweep["sweep"]],
+        [[f"{row['w']:g}", f"{row['frechet']:.3f}", *_shares(row["seen"])] for row in sweep["rows"]],
     )
     curve = table(
         ["minutes", "step", *header],
@@ -103,9 +100,9 @@ def clips(result: dict) -> str:
             curve,
             f"A transformer of {result['parameters'] / 1e6:.1f} M parameters, {result['steps']:,} steps of "
             f"{result['batch']}{f', after {before}' if before else ''}; minutes are of all of it, "
-            f"{result['threads']} thread(s). {asked['solver']}, {asked['steps']} steps; {asked['prompts']} prompts for each of "
-            f"the seeds {', '.join(map(str, asked['seeds']))}, chosen beforehand; w by the sweep, of another seed and other "
-            f"prompts, combinations seen. The given frame is kept to {given['psnr_of_mean_error']:.1f} dB (worst "
+            f"{result['threads']} thread(s). {asked['solver']}, {asked['steps']} steps; {asked['prompts']} prompts for "
+            f"each of the seeds {', '.join(map(str, asked['seeds']))}, chosen beforehand; w by the sweep, of another "
+            f"seed and other prompts, combinations seen. The given frame is kept to {given['psnr_of_mean_error']:.1f} dB (worst "
             f"{given['psnr_least']:.1f}). `{result['command']}` on {where(result['machine'])}.",
         ]
     )

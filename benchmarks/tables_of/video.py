@@ -42,7 +42,7 @@ def video_length(result: dict) -> str:
         f"{result['caption_tokens']} tokens. The autoencoder takes one clip, at most {space['chunk_frames']} frames at "
         f"once. Seconds are the processor's, of one thread; medians of {result['rounds']} rounds in which the cases "
         f"take turns. `{result['command']}` on {where(result['machine'])}; load average {loads['before']:.1f} before "
-        f"and {loads['after']:.1f} after, of which {result['others']:.1f} cores' worth was of other processes."
+        f"and {loads['after']:.1f} after; other processes took {result['others']:.1f} cores meanwhile."
     )
     return "\n\n".join(parts)
 

@@ -103,7 +103,8 @@ def clips(result: dict) -> str:
             f"{result['threads']} thread(s). {asked['solver']}, {asked['steps']} steps; {asked['prompts']} prompts for "
             f"each of the seeds {', '.join(map(str, asked['seeds']))}, chosen beforehand; w by the sweep, of another "
             f"seed and other prompts, combinations seen. The given frame is kept to "
-            f"{given['psnr_of_mean_error']:.1f} dB (worst {given['psnr_least']:.1f}). `{result['command']}` on {where(result['machine'])}.",
+            f"{given['psnr_of_mean_error']:.1f} dB (worst {given['psnr_least']:.1f}). "
+            f"`{result['command']}` on {where(result['machine'])}.",
         ]
     )
 

@@ -37,33 +37,35 @@ def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> S
             f"ask for {window}, or train one with frames as condition."
         )
     if not 1 <= overlap < window or (overlap - 1) % 4:
-        raise InputError(f"expected an overlap of 1+4m frames below {window}, received {overlap}; use {OVERLAP}.")
+        fits = min(OVERLAP, window - 4)
+        raise InputError(f"expected an overlap of 1+4m frames below {window}, received {overlap}; use {fits}.")
     if (frames - 1) % 4:
         raise InputError(
             f"a clip has 1+4k frames, received {frames}; the nearest is {1 + 4 * round((frames - 1) / 4)}."
         )
-    pixels = pipeline.sample(replace(request, frames=window, last=None)).pixels
-    number = 0
-    while (there := pixels.shape[2]) < frames:
+    ends = pipeline.sample(replace(request, frames=window, last=None)).pixels
+    parts, there, number = [ends], window, 0
+    while there < frames:
         number += 1
         more = min(window - overlap, frames - there)  # the last window takes over what it does not add
         last = request.last if there + more == frames else None
         given = replace(request, frames=window, last=last, seed=request.seed + number)
-        made = _gone_on(pipeline, given, pixels[:, :, there + more - window :])
-        pixels = torch.cat([pixels, made[:, :, -more:]], dim=2)
+        ends = _gone_on(pipeline, given, ends[:, :, more:])
+        parts.append(ends[:, :, -more:])
+        there += more
     labels = pipeline.labels(request)
-    return Samples(pixels, labels, pipeline.prompts(request) if pipeline.takes_prompts else ())
+    return Samples(torch.cat(parts, dim=2), labels, pipeline.prompts(request) if pipeline.takes_prompts else ())
 
 
 def _gone_on(pipeline: Pipeline, request: Request, ends: Tensor) -> Tensor:
     """What follows each of the clips of a request that end so, prompt by prompt, or class by class."""
-    names: Sequence[str | int] = request.prompts or request.classes or pipeline.class_names or ("",)
+    names: Sequence[str | int | None] = request.prompts or request.classes or pipeline.class_names or (None,)
     parts = []
     for group, name in enumerate(names):
         asked = replace(request, first=ends[group * request.count : (group + 1) * request.count])
         if request.prompts:
             asked = replace(asked, prompts=(str(name),))
-        elif name:
+        elif name is not None:  # 0 is a class
             asked = replace(asked, classes=(name,))
         parts.append(pipeline.sample(asked).pixels)
     return torch.cat(parts)

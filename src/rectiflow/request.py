@@ -148,6 +148,8 @@ def check_given_frames(request: Request, shape: tuple[int, ...]) -> None:
         if given is None:
             continue
         channels, frames, height, width = shape
+        if frames == 1:
+            raise InputError(f"{name}: a single picture is made, which is given no frames; leave it out.")
         if given.dim() != 5 or not len(given) or (given.shape[1], *given.shape[-2:]) != (channels, height, width):
             raise InputError(
                 f"{name}: for clips of {height}×{width}, expected N×{channels}×t×{height}×{width}, received "
@@ -156,6 +158,5 @@ def check_given_frames(request: Request, shape: tuple[int, ...]) -> None:
         most = 1 if name == "last" else frames - 1
         if not 1 <= given.shape[2] <= most:
             raise InputError(
-                f"{name}: {given.shape[2]} frames are given, expected 1 to {most} of a clip of {frames}"
-                f"{'' if frames > 1 else '; a single picture is made, so leave it out'}."
+                f"{name}: {given.shape[2]} frames are given, expected 1 to {most} of a clip of {frames}."
             )

@@ -97,6 +97,8 @@ class Sample:
         output.check()
         if self.filmstrip and (output.suffix != ".png" or self.filmstrip < 2):
             raise InputError("--filmstrip takes at least 2 moments and an --out that ends in .png.")
+        if self.overlap < 1 or (self.overlap - 1) % 4:
+            raise InputError(f"--overlap is of 1+4m frames, such as 1, 5 or 9, received {self.overlap}.")
         from rectiflow.cli.runs import model_of
         from rectiflow.models.autoencoder import is_autoencoder
         from rectiflow.models.folder import find_model
@@ -225,7 +227,12 @@ class Sample:
 
         from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 
+        clips = len(pipeline.shape) == 4
+        if clips and self.frames != 1:
+            raise InputError("--filmstrip shows how single pictures come about; of a model of clips add --frames 1.")
         states = [pipeline.decode(state, request) for state in pipeline.states(request)]
+        if clips:
+            states = [state.squeeze(2) for state in states]
         moments = torch.linspace(0, len(states) - 1, self.filmstrip).round().long()
         frames = torch.stack([states[i] for i in moments], dim=1)  # pictures × moments × C×H×W
         pixels = to_uint8(frames.flatten(0, 1))

@@ -74,7 +74,9 @@ def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
         if film is None or film.frames < count:
             found = 1 if film is None else film.frames
             raise InputError(f"{path} has {found} frames, expected {count} at least to go on from.")
-        shown = min(film.end, film.first + (film.frames - 1) / film.rate)
+        # The last frame may be held for long; where gaps are uneven, their usual length does not tell when it comes.
+        last = film.first + (film.frames - 1) / film.rate
+        shown = film.end if film.varies else min(film.end, last)
         window = Window(shown - (count - 1) / film.rate, film.rate, film.gap)
         clip = read_window(path, window, _PLAIN, (shape[0], count, *shape[-2:]), _CENTRE)
     except Unusable as problem:

@@ -29,7 +29,10 @@ def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
 
         return open_folder(config, index)
     if config.dir:
-        raise InputError(f"the set {config.set} is built in and takes no folder; for your own: rectiflow train folder.")
+        raise InputError(
+            f"the set {config.set} is built in and takes no folder; for your own: rectiflow train "
+            f"{'video' if config.frames > 1 else 'folder'}."
+        )
     data = _builtin(config)
     if config.size is not None and config.height_width != data.size:
         height, width = data.size

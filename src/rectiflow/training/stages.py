@@ -165,6 +165,8 @@ class PictureStage(Stage):
         dropout, others = self.config.condition_dropout, bool(self.class_names or self.encoders)
         if self.config.picture is not None and not others:
             dropout, others = max(dropout, self.config.picture.dropout), True
+        if self.config.frames is not None and not others:
+            dropout, others = max(dropout, self.config.frames.nothing), True
         return others and dropout > 0 and not self.config.flow.one_step
 
     @property

@@ -126,7 +126,7 @@ def test_train_again_and_resume(run, capsys):
         (["sample", "RUN", "--classes", "ten"], ["unknown class 'ten'", "0, 1, 2"]),
         (["sample", "RUN", "--guidance", "-1"], ["must be finite and ≥ 0", "received -1.0"]),
         (["sample", "RUN", "--size", "9", "8"], ["patch of 4 does not divide 9×8", "nearest size is 8×8"]),
-        (["sample", "RUN", "--out", "x.jpeg"], ["x.jpeg", ".png or .npz"]),
+        (["sample", "RUN", "--out", "x.jpeg"], ["x.jpeg", ".png, .npz, .mp4 or .gif"]),
         (["sample", "RUN", "--out", "x.npz", "--filmstrip", "4"], ["--filmstrip"]),
         (["sample", "RUN", "--device", "cud"], ["unknown device 'cud'", "Did you mean 'cuda'"]),
         (["average", "RUN", "--length", "0.1", "--out", "x"], ["no snapshots of power averages", "ema.kind=power"]),

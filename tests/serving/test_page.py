@@ -134,7 +134,7 @@ def test_who_stops_or_leaves_frees_a_place(browser, classes, tmp_path, leave):
         if leave == "stop":
             page.click("#stop")
         page.close()
-        until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1)
+        until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1, seconds=60)
         assert counted(engine, "rectiflow_pictures_in_flight") == 0
 
 

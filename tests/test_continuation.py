@@ -90,6 +90,37 @@ def test_a_short_rest_takes_more_over(pipeline):
     assert torch.equal(made[:, :, 9:], pipeline.sample(given).pixels[:, :, 5:])
 
 
+def test_a_window_goes_on_from_what_is_shown(pipeline, monkeypatch):
+    """And not from what the last window made of frames that it was given, where an autoencoder has changed them."""
+    original, given = Pipeline.sample, []
+
+    def changing(self, request):
+        given.append(request.first)
+        samples = original(self, request)
+        return replace(samples, pixels=0.5 * samples.pixels)
+
+    monkeypatch.setattr(Pipeline, "sample", changing)
+    made = continued(pipeline, Request(count=1, steps=1, frames=17, classes=("left",)), overlap=5).pixels
+    assert torch.equal(given[1], made[:, :, 4:9])
+    assert torch.equal(given[2], made[:, :, 8:13])
+
+
+def test_a_class_that_is_named_0_goes_on(pipeline):
+    numbered = replace(pipeline, conditioner=replace(pipeline.conditioner, class_names=("0", "1")))
+    asked = Request(count=1, steps=2, frames=13, classes=NAMES)
+    made = continued(numbered, replace(asked, classes=(0, 1))).pixels
+    assert torch.equal(made, continued(pipeline, asked).pixels)
+
+
+@pytest.mark.parametrize("window", [5, 9])
+def test_the_overlap_that_is_named_suits(pipeline, window):
+    shorter, asked = replace(pipeline, shape=(1, window, 4, 4)), Request(count=1, steps=1, frames=13)
+    with pytest.raises(InputError) as refused:
+        continued(shorter, asked, overlap=window)
+    named = int(str(refused.value).rstrip(".").split()[-1])
+    assert continued(shorter, asked, named).pixels.shape[2] == 13
+
+
 @pytest.mark.parametrize(
     ("changes", "overlap", "message"),
     [
@@ -99,6 +130,7 @@ def test_a_short_rest_takes_more_over(pipeline):
         ({"frames": 0}, 5, "at least 1 frame"),
         ({"first": torch.zeros(1, 1, 9, 4, 4)}, 5, "expected 1 to 8"),
         ({"frames": 1, "first": torch.zeros(1, 1, 1, 4, 4)}, 5, "leave it out"),
+        ({"frames": 1, "last": torch.zeros(1, 1, 1, 4, 4)}, 5, "leave it out"),
         ({"last": torch.zeros(1, 1, 2, 4, 4)}, 5, "expected 1 to 1"),
         ({"first": torch.zeros(1, 3, 1, 4, 4)}, 5, "N×1×t×4×4"),
         ({"picture": torch.zeros(1, 1, 4, 4)}, 5, "no picture"),

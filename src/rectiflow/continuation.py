@@ -50,9 +50,9 @@ def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> S
         more = min(window - overlap, frames - there)  # the last window takes over what it does not add
         last = request.last if there + more == frames else None
         given = replace(request, frames=window, last=last, seed=request.seed + number)
-        ends = _gone_on(pipeline, given, ends[:, :, more:])
-        parts.append(ends[:, :, -more:])
-        there += more
+        made = _gone_on(pipeline, given, ends[:, :, more:])[:, :, -more:]
+        parts.append(made)
+        ends, there = torch.cat([ends, made], dim=2)[:, :, -window:], there + more
     labels = pipeline.labels(request)
     return Samples(torch.cat(parts, dim=2), labels, pipeline.prompts(request) if pipeline.takes_prompts else ())
 

@@ -157,6 +157,4 @@ def check_given_frames(request: Request, shape: tuple[int, ...]) -> None:
             )
         most = 1 if name == "last" else frames - 1
         if not 1 <= given.shape[2] <= most:
-            raise InputError(
-                f"{name}: {given.shape[2]} frames are given, expected 1 to {most} of a clip of {frames}."
-            )
+            raise InputError(f"{name}: {given.shape[2]} frames are given, expected 1 to {most} of a clip of {frames}.")

@@ -63,3 +63,5 @@ def test_frames_of_built_in_sets():
         open_set(DataConfig(set="digit-clips", frames=33))
     with pytest.raises(InputError, match=r"data.frames is 5, but digits are pictures; leave it out\."):
         open_set(DataConfig(set="digits", frames=5))
+    with pytest.raises(InputError, match=r"for your own: rectiflow train video\."):
+        open_set(DataConfig(set="digit-clips", frames=5, dir="films"))

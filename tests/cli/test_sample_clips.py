@@ -1,0 +1,42 @@
+"""`rectiflow sample` of a model of clips."""
+
+import pytest
+from PIL import Image
+
+from rectiflow.__main__ import main
+from rectiflow.conditioner import Conditioner
+from rectiflow.conditioning.frames_config import FramesConfig
+from rectiflow.flow.config import FlowConfig
+from rectiflow.flow.flow import Flow
+from rectiflow.networks.build import build
+from rectiflow.networks.config import VideoDiTConfig
+from rectiflow.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Clips 1×5×8×8 in pixel space."""
+    config = VideoDiTConfig(channels=1, classes=0, patch=4, width=24, depth=1, heads=2, texts=(), picture=1)
+    flow = Flow.build(build(config), FlowConfig()).requires_grad_(False).eval()
+    folder = tmp_path_factory.mktemp("clips")
+    Pipeline(flow, FlowConfig(), config, (1, 5, 8, 8), Conditioner(frames=FramesConfig())).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("overlap", ["0", "-1", "4"])
+def test_an_overlap_that_no_clip_has_is_refused(model, tmp_path, capsys, overlap):
+    film = tmp_path / "x.gif"
+    assert main(["sample", str(model), "--steps", "1", "--out", str(film)]) == 0
+    asked = ["sample", str(model), "--go-on", str(film), "--overlap", overlap, "--out", str(tmp_path / "y.gif")]
+    assert main(asked) == 2
+    assert "--overlap is of 1+4m frames" in capsys.readouterr().err
+
+
+def test_a_filmstrip_is_of_single_pictures(model, tmp_path, capsys):
+    out = tmp_path / "film.png"
+    asked = ["sample", str(model), "--steps", "2", "--filmstrip", "3", "--out", str(out)]
+    assert main(asked) == 2
+    assert "add --frames 1" in capsys.readouterr().err
+    assert main([*asked, "--frames", "1"]) == 0
+    width, height = Image.open(out).size
+    assert width > 2 * height

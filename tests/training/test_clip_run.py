@@ -1,5 +1,7 @@
 """Runs of films: stopped in any stage and gone on with, bit for bit; what a model of frames alone may be asked."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,12 @@ from PIL import Image
 from rich.console import Console
 
 from rectiflow import workflow
+from rectiflow.base.errors import InputError
+from rectiflow.data.encode import encode_set
+from rectiflow.data.images import to_float
+from rectiflow.data.latents import fingerprint, open_latents, read_manifest
+from rectiflow.data.loader import Loader
+from rectiflow.data.sets import open_set
 from rectiflow.pipeline import Pipeline
 from rectiflow.recipes.registry import resolve
 from rectiflow.request import Request
@@ -71,6 +79,45 @@ def test_each_stage_of_films_goes_on_where_it_was_stopped(films, tmp_path, monke
     assert workflow.run(read_run(run), run, QUIET).finished
     for name in ("flow.safetensors", "autoencoder.safetensors"):
         assert (run / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def _encoded(asked, folder):
+    """Latents that are every fourth pixel, and the set that they are of."""
+    data = open_set(asked.data)
+    made_by = fingerprint("0" * 64, data, asked.data, asked.latent.cache)
+
+    def moments(x):
+        return torch.cat([x[..., ::4, ::4], torch.full_like(x[..., ::4, ::4], -30.0)], dim=1)
+
+    encode_set(data, moments, folder, asked.latent.cache, asked.data, made_by, lambda done, total: None)
+    return open_latents(folder, made_by, data), data
+
+
+def test_pictures_beside_films_are_trained_on_in_latents_too(films, tmp_path):
+    asked = config(films)
+    latents, data = _encoded(asked, tmp_path / "latents")
+    rows = torch.arange(3)
+    told = latents.train.stills.fetch(rows)
+    assert told.shape == (3, 6, 1, 4, 4)
+    pixels = to_float(data.train.stills.fetch(rows))
+    assert torch.allclose(told[:, :3], pixels[..., ::4, ::4], atol=1e-3)
+    loader = Loader(latents.train, asked.data, 4, 40, seed=0)
+    batches = [loader(step) for step in range(40)]
+    seen = {row for batch in batches if batch.pixels.shape[2] == 1 for row in batch.index.tolist()}
+    assert seen == {0, 1, 2}
+    (tmp_path / "latents" / "stills-00000.arrow").unlink()
+    with pytest.raises(InputError, match=r"stills-00000\.arrow is missing"):
+        open_latents(tmp_path / "latents", read_manifest(tmp_path / "latents").fingerprint, data)
+
+
+def test_latents_of_other_films_are_refused(films, tmp_path):
+    """As many, as long and as large, but other files."""
+    _encoded(config(films), tmp_path / "latents")
+    other = tmp_path / "films"
+    shutil.copytree(films, other)
+    (other / "3.gif").rename(other / "another.gif")
+    with pytest.raises(InputError, match="made of other pictures"):
+        _encoded(config(other), tmp_path / "latents")
 
 
 def test_frames_alone_may_be_guided_for_training_has_seen_none(films, tmp_path, monkeypatch):

@@ -95,9 +95,10 @@ class Evaluate:
         plain = Evaluate(self.run)
         asked = next((name for name in _OF_FLOWS if getattr(self, name) != getattr(plain, name)), "")
         if asked:
+            recipe = "video" if len(data.shape) == 4 else "latent"
             raise InputError(
                 f"{self.run} is an autoencoder, which is measured by its reconstructions; leave out --{asked}, or "
-                f"train a flow in it: rectiflow train latent --autoencoder {self.run} --data DIR"
+                f"train a flow in it: rectiflow train {recipe} --autoencoder {self.run} --data DIR"
             )
         space = load_autoencoder(str(model))
         space.network.to(resolve_device(self.device))

@@ -148,15 +148,15 @@ class Sample:
         from rectiflow.models.autoencoder import load_autoencoder, prior_pictures, read_autoencoder_config
         from rectiflow.training.precision import resolve_device
 
-        plain = Sample(self.run)
+        config = read_autoencoder_config(model)
+        plain, recipe = Sample(self.run), "video" if len(config.shape) == 4 else "latent"
         others = [f.name for f in fields(self) if f.name not in ("run", "out", "count", "seed", "size", "device")]
         if asked := next((name for name in others if getattr(self, name) != getattr(plain, name)), ""):
             option = asked.replace("_", "-")
             raise InputError(
                 f"{self.run} is an autoencoder, of whose prior alone pictures are made; leave out --{option}, or train "
-                f"a flow in it: rectiflow train latent --autoencoder {self.run} --data DIR"
+                f"a flow in it: rectiflow train {recipe} --autoencoder {self.run} --data DIR"
             )
-        config = read_autoencoder_config(model)
         shape = (*config.shape[:-2], *(self.size or config.shape[-2:]))
         space = load_autoencoder(str(model))
         space.network.to(resolve_device(self.device))

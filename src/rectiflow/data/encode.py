@@ -41,8 +41,8 @@ from rectiflow.data.latents import (
 )
 
 _LOCK = ".lock"
-_ASIDE = r"\.(train|held_out|latents).*\.tmp"
-_OURS = re.compile(rf"(train|held_out)-\d{{5,}}\.(arrow|json)|{re.escape(MANIFEST)}|{re.escape(_LOCK)}|{_ASIDE}")
+_ASIDE = r"\.(train|held_out|stills|latents).*\.tmp"
+_OURS = re.compile(rf"(train|held_out|stills)-\d{{5,}}\.(arrow|json)|{re.escape(MANIFEST)}|{re.escape(_LOCK)}|{_ASIDE}")
 _BLOCK = 2**22  # bytes of rows written at once, about, whatever the batch, so that it cannot be seen in the file
 
 
@@ -108,28 +108,27 @@ def encode_set(
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         refuse_others(folder, manifest.fingerprint, fingerprint)
-        shards = (*manifest.train.shards, *manifest.held_out.shards)
-        if not any(damage(folder, shard, False) for shard in shards):
+        if not any(damage(folder, shard, False) for shard in manifest.shards):
             return manifest
     with _alone_in(folder):
         former = _former(folder, fingerprint)
         size = next((note.shard_size for note in former.values()), config.shard)
         encoder = _Encoder(moments, folder, config, data_config, fingerprint, size, data.levels)
-        total = len(data.train) + len(data.held_out)
-        notes: dict[str, list[Note]] = {"train": [], "held_out": []}
-        done = 0
-        for part, images in (("train", data.train), ("held_out", data.held_out)):
+        kinds = ("train", data.train), ("held_out", data.held_out), ("stills", data.train.stills)
+        parts = {part: images for part, images in kinds if images is not None}
+        notes: dict[str, list[Note]] = {part: [] for part in parts}
+        done, total = 0, sum(map(len, parts.values()))
+        for part, images in parts.items():
             for start in range(0, len(images), size):
                 index = torch.arange(start, min(start + size, len(images)))
-                told = _counted(progress, done, total)
                 note = former.get(f"{part}-{start // size:05d}")
                 if note is None or note.shard.pictures != len(index) or damage(folder, note.shard, read_whole=True):
-                    note = encoder.write(part, images, index, told)
+                    note = encoder.write(part, images, index, _counted(progress, done, total))
                 notes[part].append(note)
                 done += len(index)
                 progress(done, total)
         manifest = _manifest(notes, config, fingerprint)
-        write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        write_text(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude_none=True) + "\n")
         return manifest
 
 
@@ -165,7 +164,7 @@ class _Encoder:
 
     def _rows(self, part: str, images: Images, index: Tensor, progress: Callable[[int], None]) -> Iterator[Tensor]:
         """Moments in 16 bits, the versions of a picture one after the other, for batches of pictures."""
-        variants = self.config.variants if part == "train" else 1
+        variants = 1 if part == "held_out" else self.config.variants
         batches = index.split(self.config.batch)
         asked = [(batch, version) for batch in batches for version in range(variants)]
         fetched = _ahead([partial(self._fetch, images, *one) for one in asked], self._threads(images))
@@ -302,6 +301,7 @@ def _manifest(notes: dict[str, list[Note]], config: LatentsConfig, fingerprint: 
         variants=config.variants,
         train=parts["train"],
         held_out=parts["held_out"],
+        stills=parts.get("stills"),
         mean=tuple(mean),
         deviation=tuple(math.sqrt(max(s / sums.count - m * m, 0) + v / sums.count) for m, s, v in spread),
     )

@@ -4,6 +4,7 @@
     FOLDER/train-00000.arrow, …            Arrow streams of a column `moments` of fixed-size lists
     FOLDER/train-00000.json, …             what the shard holds, and its sums: by these an encoding goes on
     FOLDER/held_out-00000.arrow, .json, …
+    FOLDER/stills-00000.arrow, .json, …    of pictures beside clips to train on, if there are any
 
 Row i·V + v holds version v of picture i: C′ means, then C′ log-variances, of h×w each (of a clip T′×h×w, as
 `LatentSpace.stored_moments` has them), as float16, or as the 16 bits of a bfloat16 in an int16. Shards are mapped from
@@ -27,8 +28,8 @@ from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256
 from rectiflow.data.config import DataConfig, LatentsConfig
-from rectiflow.data.folder import Files
 from rectiflow.data.images import Images, ImageSet
+from rectiflow.data.table import Listed
 
 FORMAT = 1
 MANIFEST = "latents.json"
@@ -79,6 +80,7 @@ class Manifest(Config):
         variants: versions of each training picture, V.
         train: the pictures to train on.
         held_out: the others, in one version.
+        stills: the pictures beside the clips to train on, of T′ = 1, in V versions; None if there are none.
         mean: of each of the C′ latent channels over the training part: E[m].
         deviation: the same of latents drawn from their posteriors: √(Var[m] + E[s²]).
     """
@@ -90,8 +92,15 @@ class Manifest(Config):
     variants: int
     train: Part
     held_out: Part
+    stills: Part | None = None
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """All files."""
+        parts = (self.train, self.held_out, self.stills)
+        return tuple(shard for part in parts if part is not None for shard in part.shards)
 
 
 @final
@@ -189,11 +198,13 @@ def fingerprint(
 
 
 def _digest(data: ImageSet) -> str:
-    """Of a folder's table of pictures; a built-in set has none and is known by its name."""
-    parts = [part.table.data for part in (data.train, data.held_out) if isinstance(part, Files)]
+    """Of a folder's table of pictures or clips; a built-in set has none and is known by its name."""
+    parts = [part.table.data for part in (data.train, data.held_out, data.train.stills) if isinstance(part, Listed)]
     digest = blake2b(digest_size=8)
     for table in parts:
-        columns = [table.column(name) for name in ("path", "class", "held_out", "height", "width")]
+        names = ["path", "class", "held_out", "height", "width"]
+        names += [name for name in ("start", "rate") if name in table.column_names]  # of a clip in its film
+        columns = [table.column(name) for name in names]
         for start in range(0, table.num_rows, _ROWS):
             rows = zip(*(column.slice(start, _ROWS).to_pylist() for column in columns), strict=True)
             digest.update(json.dumps(list(rows)).encode())
@@ -215,10 +226,13 @@ def open_latents(folder: Path, expected: Mapping[str, str], data: ImageSet) -> I
     """
     manifest = read_manifest(folder)
     refuse_others(folder, manifest.fingerprint, expected)
-    parts = [(manifest.train, data.train, manifest.variants), (manifest.held_out, data.held_out, 1)]
-    read_whole = sum(shard.bytes for part, _, _ in parts for shard in part.shards) <= _READ_WHOLE
+    shape = manifest.shape
+    parts = [(manifest.train, data.train, shape, manifest.variants), (manifest.held_out, data.held_out, shape, 1)]
+    if manifest.stills is not None and data.train.stills is not None:
+        parts.append((manifest.stills, data.train.stills, (shape[0], 1, *shape[2:]), manifest.variants))
+    read_whole = sum(shard.bytes for shard in manifest.shards) <= _READ_WHOLE
     opened = []
-    for part, pixels, variants in parts:
+    for part, pixels, shape, variants in parts:
         listed = sum(shard.pictures for shard in part.shards)
         if not part.pictures == listed == len(pixels):
             raise InputError(
@@ -227,10 +241,11 @@ def open_latents(folder: Path, expected: Mapping[str, str], data: ImageSet) -> I
             )
         blocks: list[np.ndarray] = []
         for shard in part.shards:
-            problem = damage(folder, shard, read_whole) or _map(folder, shard, manifest, variants, blocks)
+            problem = damage(folder, shard, read_whole) or _map(folder, shard, shape, variants, blocks)
             if problem:
                 raise InputError(f"{problem}; remove {folder / MANIFEST}, and that shard alone is encoded again.")
-        opened.append(Latents(blocks, pixels, manifest.shape, getattr(torch, manifest.dtype), variants))
+        opened.append(Latents(blocks, pixels, shape, getattr(torch, manifest.dtype), variants))
+    opened[0].stills = opened[2] if len(opened) > 2 else None
     return replace(data, train=opened[0], held_out=opened[1])
 
 
@@ -310,12 +325,12 @@ def damage(folder: Path, shard: Shard, read_whole: bool) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}.") from error
 
 
-def _map(folder: Path, shard: Shard, manifest: Manifest, variants: int, blocks: list[np.ndarray]) -> str:
+def _map(folder: Path, shard: Shard, shape: Sequence[int], variants: int, blocks: list[np.ndarray]) -> str:
     """Put the rows of a shard behind `blocks`, not copied; or say what is wrong with it."""
     try:
         chunks = Dataset.from_file(str(folder / shard.name)).data.column(COLUMN).chunks
         bits = [chunk.flatten().to_numpy(zero_copy_only=True).view(np.int16) for chunk in chunks]
-        found = [flat.reshape(-1, *manifest.shape) for flat in bits]
+        found = [flat.reshape(-1, *shape) for flat in bits]
     except Exception as error:  # the reader lets through whatever its parsers raise
         return f"{folder / shard.name} cannot be read as Arrow ({type(error).__name__})"
     if sum(len(block) for block in found) != shard.pictures * variants:

@@ -179,9 +179,10 @@ def read_model_config(folder: Path) -> ModelConfig:
     """
     values = read_config_file(folder)
     if values.get("kind") == "autoencoder":
+        recipe = "video" if len(values.get("shape", ())) == 4 else "latent"
         raise InputError(
             f"{folder} is an autoencoder, not a model with a flow; train one in its latents: "
-            f"rectiflow train latent --autoencoder {folder} --data DIR"
+            f"rectiflow train {recipe} --autoencoder {folder} --data DIR"
         )
     return ModelConfig.parse(values, str(folder / "config.json"))
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 16
 _STRIP = 9  # frames of a clip in a PNG
+_FASTEST = 240  # frames a second
 FILMS = (".mp4", ".gif")
 
 
@@ -45,8 +46,8 @@ class Output:
             raise InputError(
                 f"--out {self.path}: expected a name ending in .png, .npz, .mp4 or .gif, or a folder without an ending."
             )
-        if self.rate <= 0:
-            raise InputError(f"--rate must be above 0 frames a second, received {self.rate:g}.")
+        if not 0 < self.rate <= _FASTEST:
+            raise InputError(f"--rate must be above 0 and up to {_FASTEST} frames a second, received {self.rate:g}.")
 
     def write(
         self,

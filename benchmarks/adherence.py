@@ -5,11 +5,7 @@ step, and has the judge read the pictures of held-out prompts: the last model ov
 best of these. Minutes are wall time from the command's first moment: the autoencoder, the latents and previews count.
 """
 
-import json
-import shutil
-import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,28 +33,6 @@ MARKS = (1000, 2000, 4000, 6000, 8000, 10_000)
 DOCS = common.RESULTS.parent.parent / "docs"
 
 
-def train(home: Path) -> None:
-    """Train, and copy the model whenever a thousand steps more are done."""
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "started").touch()
-    command = [sys.executable, "-m", "rectiflow", "train", "scenes", "--run", str(home / "scenes"), "--set", *SETTINGS]
-    process = subprocess.Popen(command)
-    while process.poll() is None:
-        time.sleep(2)
-        keep(home)
-    if process.returncode:
-        sys.exit("training failed")
-    keep(home)
-
-
-def keep(home: Path) -> None:
-    there = home / "scenes" / "model" / "config.json"
-    if there.is_file():
-        step = json.loads(there.read_text())["training"]["step"]
-        if not (home / f"m-{step}").exists():
-            shutil.copytree(there.parent, home / f"m-{step}")
-
-
 def by_kind(pipeline: Pipeline, scenes: Scenes, w: float) -> dict[str, dict]:
     """The sweep's prompts at its best w again, those that name places and those that name a relation apart."""
     asked = scenes.scenes(torch.arange(SWEEP.count))
@@ -78,7 +52,7 @@ def by_kind(pipeline: Pipeline, scenes: Scenes, w: float) -> dict[str, dict]:
 
 def main(home: Path) -> None:
     if not (home / "scenes" / "evaluation" / "report.json").is_file():
-        train(home)
+        common.train_keeping(home, "scenes", SETTINGS)
     config = read_run(home / "scenes")
     data = open_set(config.data)
     by = SmallEncoder(data.train)

@@ -10,10 +10,7 @@ so do those of an autoencoder that was trained before, and of the one that it st
 
 import json
 import math
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,28 +40,6 @@ SWEEP = EvaluateConfig(count=200, steps=50, solver="ddpm", weights=(0.0, 1.0, 3.
 SEEDS = (101, 102, 103)  # of the figures at the best w; the sweep, which chooses it, has another
 COUNT, CURVE, GIVEN = 200, 100, 50
 DOCS = common.RESULTS.parent.parent / "docs"
-
-
-def train(home: Path) -> None:
-    """Train, and copy the model whenever it is saved anew."""
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "started").touch()
-    command = [sys.executable, "-m", "rectiflow", "train", RECIPE, "--run", str(home / RECIPE), "--set", *SETTINGS]
-    process = subprocess.Popen(command)
-    while process.poll() is None:
-        time.sleep(2)
-        keep(home)
-    if process.returncode:
-        sys.exit("training failed")
-    keep(home)
-
-
-def keep(home: Path) -> None:
-    there = home / RECIPE / "model" / "config.json"
-    if there.is_file():
-        step = json.loads(there.read_text())["training"]["step"]
-        if not (home / f"m-{step}").exists():
-            shutil.copytree(there.parent, home / f"m-{step}")
 
 
 def before(run: str) -> list[dict[str, object]]:
@@ -131,7 +106,7 @@ def through_autoencoder(pipeline: Pipeline, held_out: MovingDigits, judge: ClipJ
 
 def main(home: Path) -> None:
     if not (home / RECIPE / "evaluation" / "report.json").is_file():
-        train(home)
+        common.train_keeping(home, RECIPE, SETTINGS)
     config = read_run(home / RECIPE)
     data, judge = open_set(config.data), clip_judge()
     assert isinstance(data.held_out, MovingDigits)

@@ -3,7 +3,11 @@
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +21,28 @@ from rectiflow.pipeline import Pipeline, Request
 
 RESULTS = Path(__file__).parent / "results"
 EACH = 50
+
+
+def train_keeping(home: Path, recipe: str, settings: Sequence[str]) -> None:
+    """Train a recipe in HOME/RECIPE, and copy its model to HOME/m-STEP whenever it is saved anew."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "started").touch()
+    command = [sys.executable, "-m", "rectiflow", "train", recipe, "--run", str(home / recipe), "--set", *settings]
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        time.sleep(2)
+        _keep(home, recipe)
+    if process.returncode:
+        sys.exit("training failed")
+    _keep(home, recipe)
+
+
+def _keep(home: Path, recipe: str) -> None:
+    there = home / recipe / "model" / "config.json"
+    if there.is_file():
+        step = json.loads(there.read_text())["training"]["step"]
+        if not (home / f"m-{step}").exists():
+            shutil.copytree(there.parent, home / f"m-{step}")
 
 
 def machine() -> dict[str, object]:

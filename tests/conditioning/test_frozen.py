@@ -284,10 +284,13 @@ def test_an_encoder_that_was_altered_is_refused(name, embed, tmp_path):
     record, hashes = frozen(tmp_path / "encoder", embed=embed).save(tmp_path / "model", 0)
     path = (tmp_path / "model" / "encoder-0" if embed else tmp_path / "encoder") / name
     content = bytearray(path.read_bytes())
-    content[-10] ^= 1
+    if name == "tokenizer.json":
+        content += b" "  # another file that says the same
+    else:
+        content[-10] ^= 1
     path.unlink()
     path.write_bytes(content)
-    reason = "SHA-256 differs" if embed else "not the text encoder that .* was trained with|cannot be read"
+    reason = "SHA-256 differs" if embed else "not the text encoder that .* was trained with"
     with pytest.raises(InputError, match=reason):
         saved_encoders([record], tmp_path / "model", hashes)
     path.unlink()

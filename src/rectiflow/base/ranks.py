@@ -1,0 +1,118 @@
+"""The processes of one job, as `torchrun` starts them: which one this is, and what they tell each other.
+
+A process by itself is rank 0 of 1, and everything here is then free of charge. What is exchanged here is small and goes
+by the CPU; gradients and weights are torch's own business (`rectiflow.training.parallel`).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from rectiflow.base.errors import InputError
+
+T = TypeVar("T")
+_TIMEOUT = timedelta(hours=2)  # one rank may encode or survey for long while the others wait
+
+
+def started() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process among those of its job, from 0."""
+    return dist.get_rank() if started() else 0
+
+
+def world() -> int:
+    """How many processes the job has."""
+    return dist.get_world_size() if started() else 1
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and speaks for all."""
+    return rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """With the other processes of the job, if `torchrun` started any; parted from them at the end.
+
+    Raises:
+        InputError: the others cannot be met.
+    """
+    if started() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the processes of this job cannot meet ({reason}); start them by torchrun, all at one rendezvous."
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if started():
+        gather(None)
+
+
+def gather(value: T) -> list[T]:
+    """What every process says, by rank; the same list in each of them. Values are pickled."""
+    if not started():
+        return [value]
+    said: list[T | None] = [None] * world()
+    dist.all_gather_object(said, value)
+    return cast(list[T], said)
+
+
+def from_first(value: T) -> T:
+    """What the first process says, whatever the others do."""
+    return gather(value if first() else None)[0] if started() else value  # type: ignore[return-value]
+
+
+def share(count: int) -> slice:
+    """This process's part of `count` things in a row; the parts differ by at most one."""
+    return slice(count * rank() // world(), count * (rank() + 1) // world())
+
+
+@contextmanager
+def first_then_others() -> Iterator[bool]:
+    """The body in the first process, and then in all others at once; gives whether this is the first.
+
+    Where the first one fails, so do all others.
+
+    Raises:
+        InputError: what the first process raised, or that it failed.
+    """
+    if not started():
+        yield True
+        return
+    if first():
+        problem = "the first process failed"
+        try:
+            yield True
+            problem = ""
+        except InputError as error:
+            problem = str(error)
+            raise
+        finally:
+            gather(problem)
+        return
+    problem = gather("")[0]
+    if problem:
+        raise InputError(problem)
+    yield False

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written aside, flushed to disk, renamed; and their SHA-256."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -29,6 +30,7 @@ def write_aside(path: Path, fill: Callable[[Path], object]) -> None:
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
+        flush_names(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -51,16 +53,13 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         InputError: the disk is full or read-only (the message says that the former folder is kept).
     """
-    aside, old = folder.with_name(f"{folder.name}.tmp"), folder.with_name(f"{folder.name}.old")
+    aside = folder.with_name(f"{folder.name}.tmp")
     recover_folder(folder)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         fill(aside)
-        _flush(aside)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
+        put_folder(aside, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         recover_folder(folder)
@@ -69,6 +68,22 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         recover_folder(folder)
         raise
+
+
+def put_folder(aside: Path, folder: Path) -> None:
+    """Put a folder that is complete in the place of `folder`, which it replaces: flushed to disk, then renamed.
+
+    Both lie in the same folder. A crash leaves what stood there or what comes; see `recover_folder`.
+
+    Raises:
+        OSError: the disk's own; what stood there may lie under `<name>.old`.
+    """
+    old = folder.with_name(f"{folder.name}.old")
+    _flush(aside)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    flush_names(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -88,8 +103,24 @@ def unwritable(path: Path, error: OSError) -> InputError:
     )
 
 
+def flush_names(folder: Path) -> None:
+    """Flush to disk which files a folder has: without it a power cut may undo a rename that has been seen."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            flush_names(path)
+        elif path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

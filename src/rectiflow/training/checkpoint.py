@@ -54,7 +54,11 @@ class Checkpoints:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
     def steps(self) -> list[int]:
-        """Steps of the finished checkpoints there are, oldest first; their files are not looked into."""
+        """Steps of the finished checkpoints there are, oldest first; their files are not looked into.
+
+        Raises:
+            InputError: the folder is there and cannot be read.
+        """
         return [step for step in self._found() if (self._path(step) / MANIFEST_NAME).is_file()]
 
     def best(self) -> int | None:
@@ -175,6 +179,7 @@ class Checkpoints:
                     manifest = Manifest.now(step, ranks.world(), metric, files)
                     write_text(aside / MANIFEST_NAME, manifest.text())
                     put_folder(aside, path)
+                    self._prune(step)
                 except OSError as error:
                     problem = str(unwritable(path, error))
                 except InputError as error:
@@ -186,8 +191,6 @@ class Checkpoints:
             if ranks.first():
                 self._tidy()
             raise
-        if ranks.first():
-            self._prune(step)
 
     def _prune(self, written: int) -> None:
         """Remove what is neither among the newest, nor among the best, nor just written."""
@@ -224,13 +227,17 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Remove what was never finished, and put back what was about to be replaced."""
         if ranks.first():
-            for path in self.folder.glob("step-*.old"):
-                recover_folder(path.with_suffix(""))
-            for path in self.folder.glob("step-*.tmp"):
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # where nothing can be changed, what lies there harms nobody
+                for path in self.folder.glob("step-*.old"):
+                    recover_folder(path.with_suffix(""))
+                for path in self.folder.glob("step-*.tmp"):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _found(self) -> list[int]:
-        names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir()]
+        try:
+            names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir()]
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be read: {error.strerror}.") from error
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _path(self, step: int) -> Path:

@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from rectiflow.base.errors import InputError
-from rectiflow.data.config import SetName
+from rectiflow.data.config import BUILTIN
 from rectiflow.recipes.registry import resolve
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ class Data:
     folder --data DIR.
 
     Args:
-        source: A folder of pictures or clips, or digits, digit-scenes or digit-clips.
+        source: A folder of pictures or clips, shards such as "s3://set/*.tar", or digits, digit-scenes or digit-clips.
         out: The folder to write; new or empty.
         count: Pictures of each part (train and test) to write at most; 0 is all.
         set: Settings of the data, such as data.size=64 data.buckets=7 data.caption=prompt data.frames=17.
     """
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SET|DIR")]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SET|DIR|SHARDS")]
     out: Path | None = None
     count: int = 0
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
@@ -56,13 +56,19 @@ class Data:
 
         from rectiflow.training.run import pictures_of
 
-        builtin = [name for name in get_args(SetName) if name != "folder"]
-        if self.source not in builtin and not Path(self.source).is_dir():
-            raise InputError(f"no folder at {self.source}; expected one, or a built-in set: {', '.join(builtin)}.")
+        shards = "://" in self.source or self.source.endswith((".tar", ".parquet"))
+        if self.source not in BUILTIN and not shards and not Path(self.source).is_dir():
+            raise InputError(
+                f"no folder at {self.source}; expected one, shards (.tar or .parquet), or a built-in set: "
+                f"{', '.join(BUILTIN)}."
+            )
         if any(setting.startswith("data.frames=") and setting != "data.frames=1" for setting in settings):
             settings = ["network.kind=video", *settings]  # the one that takes clips
-        if self.source in builtin:
+        if self.source in BUILTIN:
             config = resolve("digits", None, [f"data.set={self.source}", *settings])
+        elif shards:
+            named = json.dumps([self.source])
+            config = resolve("folder", None, ["data.set=shards", f"data.shards={named}", *settings])
         else:
             folder = json.dumps(str(Path(self.source).absolute()))
             config = resolve("folder", None, [f"data.dir={folder}", *settings])

@@ -39,11 +39,11 @@ def sample_command(target: Path, run: Path) -> str:
 def _prompt(run: Path) -> str:
     """The first caption, of those held out if there are any, that can be shown in a line; cut if it is long."""
     from rectiflow.data.sets import open_set
-    from rectiflow.training.run import INDEX_NAME, read_run
+    from rectiflow.training.run_folder import INDEX_NAME, read_run
 
     try:
         config, index = read_run(run).data, run / INDEX_NAME
-        if config.set == "folder" and not index.exists():
+        if config.set in ("folder", "shards") and not index.exists():
             return "a prompt"
         data = open_set(config, index if index.exists() else None)
     except (InputError, OSError):  # no run, or its data are gone

@@ -57,6 +57,12 @@ def sidecar(picture: Path) -> tuple[list[str], list[str]]:
             content = file.read(_MOST_BYTES)
     except OSError:
         return [], []
+    return lines_of(content)
+
+
+def lines_of(content: bytes) -> tuple[list[str], list[str]]:
+    """The same of a text file's bytes."""
+    content = content[:_MOST_BYTES]
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return [], [NOT_UTF8]
     # Cut in the middle of a character, a file is still UTF-8.

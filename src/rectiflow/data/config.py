@@ -7,19 +7,24 @@ from pydantic import Field, field_validator, model_validator
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 
-SetName = Literal["digits", "digit-scenes", "digit-clips", "folder"]
+SetName = Literal["digits", "digit-scenes", "digit-clips", "folder", "shards"]
+BUILTIN = ("digits", "digit-scenes", "digit-clips")
 
 
 class DataConfig(Config):
-    """What to train on. All after `dequantise` but `flip` and `workers` concerns folders alone.
+    """What to train on. All after `dequantise` but `flip` and `workers` concerns folders and shards alone.
 
     Args:
-        set: a built-in set, or "folder".
+        set: a built-in set, "folder", or "shards": parquet files or tars, read where they lie.
         dequantise: width, in grey levels, of uniform noise added to each pixel; 0 is none, 1 fills the gaps between
             levels.
         flip: mirror half of the training pictures, left to right.
         workers: processes that decode ahead; None is half the cores, 0 decodes in the training process.
         dir: the folder of pictures.
+        shards: with set=shards, the files ending in .parquet or .tar: paths or fsspec URLs (s3://, hf://, https://, …)
+            with * and {0000..0127} for several.
+        window: pieces of shards, ≥ 1, whose rows are mixed together in an epoch; a piece is a tar, or row groups of a
+            parquet file of 16 MB together. Greater mixes better and holds more of parquet in memory.
         source_dir: the folder of the pictures that a bridge starts from (flow.source=pictures), read as those of `dir`
             are, without their classes.
         size: height and width in pixels, one number for a square; None is the size that all pictures have.
@@ -31,11 +36,12 @@ class DataConfig(Config):
         filter: how pictures are resized, antialiased.
         colour: "rgb", "grey", or "auto": grey if every picture is.
         background: colour behind transparent pixels, a name or #rrggbb.
-        labels: "folders" (the name of the class folder), "none", or a column of the metadata.
-        caption: column of the metadata that holds captions, a string or a list of them.
+        labels: "folders" (the name of the class folder; of shards none), "none", or a column of the metadata or of a
+            parquet file; in a tar a member such as cls, or a field of the json member.
+        caption: column of the metadata that holds captions, a string or a list of them; in a tar as for `labels`.
         held_out: share of the pictures kept from training, by their content, so that equal files stay together;
-            folders named train and val, validation or test decide by themselves.
-        check: "decode" reads each picture whole before training, "header" its head alone.
+            folders named train and val, validation or test decide by themselves. Of shards by a draw for each row.
+        check: "decode" reads each picture whole before training, "header" its head alone, and of shards nothing.
         max_skipped: share of the pictures found that may be unusable.
         max_aspect: longest side over shortest, beyond which a crop would not serve.
         buckets: shapes at most among which pictures are spread by their proportions, each of about the area of `size`,
@@ -53,6 +59,8 @@ class DataConfig(Config):
     flip: bool = False
     workers: int | None = Field(None, ge=0)
     dir: str = ""
+    shards: tuple[str, ...] = ()
+    window: int = Field(8, ge=1)
     source_dir: str = ""
     size: int | tuple[int, int] | None = None
     crop: Literal["center", "random", "none"] = "center"
@@ -72,6 +80,20 @@ class DataConfig(Config):
     frames: int = Field(1, ge=1)
     rate: float | None = Field(None, gt=0)
     stills: float = Field(0.2, ge=0, le=1)
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _one_is_enough(cls, shards: object) -> object:
+        return (shards,) if isinstance(shards, str) else shards
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> Self:
+        if (self.set == "shards") != bool(self.shards):
+            raise ValueError("set=shards and shards=[…], the files, go together; give both or neither")
+        if self.shards and (self.dir or self.frames > 1):
+            other = "dir" if self.dir else f"frames={self.frames}"
+            raise ValueError(f"shards hold pictures, and do not go with {other}; leave it out, or use set=folder")
+        return self
 
     @model_validator(mode="after")
     def _size_is_positive(self) -> Self:
@@ -155,7 +177,7 @@ class LatentsConfig(Config):
         Raises:
             InputError: more are asked for than `data` gives different ones.
         """
-        folder, different = data.set == "folder", 2 if data.flip else 1
+        folder, different = data.set not in BUILTIN, 2 if data.flip else 1
         if self.variants <= different or data.dequantise or (folder and data.crop == "random"):
             return
         raise InputError(

@@ -8,6 +8,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from rectiflow.data.order import PieceOrder
+
 _ROWS = 4096
 
 
@@ -22,6 +24,8 @@ class Images(ABC):
         captioned: whether any picture has a caption.
         paired: pictures of the same length and size, each given of the one of its index; None if there are none.
         stills: single frames that the set has beside its clips, of shape C, 1, H, W; None if there are none.
+        digest: what tells this set from others of its kind and length; empty where that is told by other means.
+        order: in which an epoch goes through the pictures; None permutes all of them together.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +35,8 @@ class Images(ABC):
     captioned: bool = False
     paired: "Images | None" = None
     stills: "Images | None" = None
+    digest: str = ""
+    order: PieceOrder | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +73,25 @@ class Images(ABC):
 
     def buckets(self) -> "tuple[Bucket, ...]":
         """Each picture in one bucket, none of them empty; one of all pictures, unless `data.buckets` asks for more."""
-        return (Bucket(torch.arange(len(self)), self),)
+        return (Bucket(Every(len(self)), self),)
+
+
+@final
+class Every:
+    """The numbers 0 … `count` − 1, none of them held.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return index
 
 
 class Bucket(NamedTuple):
@@ -78,7 +102,7 @@ class Bucket(NamedTuple):
         images: the whole set at that shape.
     """
 
-    rows: Tensor
+    rows: Tensor | Every
     images: Images
 
 

@@ -138,13 +138,18 @@ def _facts(config: DataConfig, entry: Entry) -> Facts | str:
         fact = _looked_into(config, entry.path)
     except Unusable as problem:
         return str(problem)
-    if max(fact.height, fact.width) > config.max_aspect * min(fact.height, fact.width):
+    return unsuited(config, fact.height, fact.width) or fact
+
+
+def unsuited(config: DataConfig, height: int, width: int) -> str:
+    """Why a picture of this shape is not used; empty if it is."""
+    if max(height, width) > config.max_aspect * min(height, width):
         return f"longer than {config.max_aspect:g} times its breadth"
     if config.size is not None and config.crop == "none":
-        height, width = config.height_width
-        if abs(fact.width * height / (fact.height * width) - 1) > 0.02:
+        wanted = config.height_width
+        if abs(width * wanted[0] / (height * wanted[1]) - 1) > 0.02:
             return "other proportions, and data.crop is none"
-    return fact
+    return ""
 
 
 def _looked_into(config: DataConfig, path: str) -> Facts:

@@ -27,7 +27,7 @@ from torch import Tensor
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256
-from rectiflow.data.config import DataConfig, LatentsConfig
+from rectiflow.data.config import BUILTIN, DataConfig, LatentsConfig
 from rectiflow.data.images import Images, ImageSet
 from rectiflow.data.table import Listed
 
@@ -170,7 +170,7 @@ def fingerprint(
         data_config: how they are prepared; what has no effect on the set is left out.
         config: variants, seed, dtype.
     """
-    folder, random = data_config.set == "folder", config.variants > 1
+    folder, random = data_config.set not in BUILTIN, config.variants > 1
     height, width = data.size
     transform = {"size": f"{height}×{width}", "channels": data.shape[0], "variants": config.variants}
     if len(data.shape) == 4:
@@ -198,9 +198,9 @@ def fingerprint(
 
 
 def _digest(data: ImageSet) -> str:
-    """Of a folder's table of pictures or clips; a built-in set has none and is known by its name."""
+    """Of a folder's table of pictures or clips, or of shards; a built-in set has none and is known by its name."""
     parts = [part.table.data for part in (data.train, data.held_out, data.train.stills) if isinstance(part, Listed)]
-    digest = blake2b(digest_size=8)
+    digest = blake2b(data.train.digest.encode(), digest_size=8)
     for table in parts:
         names = ["path", "class", "held_out", "height", "width"]
         names += [name for name in ("start", "rate") if name in table.column_names]  # of a clip in its film
@@ -208,7 +208,7 @@ def _digest(data: ImageSet) -> str:
         for start in range(0, table.num_rows, _ROWS):
             rows = zip(*(column.slice(start, _ROWS).to_pylist() for column in columns), strict=True)
             digest.update(json.dumps(list(rows)).encode())
-    return f", {digest.hexdigest()}" if parts else ""
+    return f", {digest.hexdigest()}" if parts or data.train.digest else ""
 
 
 def open_latents(folder: Path, expected: Mapping[str, str], data: ImageSet) -> ImageSet:

@@ -3,7 +3,9 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,52 @@ def batch_positions(step: int, batch: int) -> Tensor:
     return torch.arange(step * batch, (step + 1) * batch)
 
 
-def batch_indices(step: int, batch: int, count: int, seed: int, purpose: str = "order") -> Tensor:
+@final
+class PieceOrder:
+    """An order of rows that lie in pieces, such that those taken one after the other come from few pieces.
+
+    In each epoch the pieces are permuted and cut into windows, and the rows of a window permuted together: each row has
+    its turn once. What is held of an epoch is the order of its pieces, and those of the rows in a few windows.
+
+    Args:
+        sizes: rows of each piece, P of them, ≥ 0; row i of the whole is counted through the pieces in this order.
+        window: pieces in a window, ≥ 1.
+    """
+
+    def __init__(self, sizes: np.ndarray, window: int) -> None:
+        self.sizes, self.window = torch.from_numpy(sizes.astype(np.int64)), window
+        self._starts = self.sizes.cumsum(0) - self.sizes
+        self._epochs: dict[tuple[int, str, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, seed: int, purpose: str, epoch: int, positions: Tensor) -> Tensor:
+        """The rows at `positions` (int64, each in [0, N)) of an epoch."""
+        pieces, ends = self._laid(seed, purpose, epoch)
+        places = torch.searchsorted(ends, positions, right=True)
+        windows = places // self.window
+        chosen = torch.empty_like(positions)
+        for number in windows.unique().tolist():
+            inside = windows == number
+            first, last = number * self.window, min((number + 1) * self.window, len(pieces))
+            began = int(ends[first - 1]) if first else 0
+            rows = _window(seed, f"{purpose} of window {number}", epoch, int(ends[last - 1]) - began)
+            at = rows[positions[inside] - began] + began
+            place = torch.searchsorted(ends, at, right=True)
+            chosen[inside] = self._starts[pieces[place]] + at - (ends[place] - self.sizes[pieces[place]])
+        return chosen
+
+    def _laid(self, seed: int, purpose: str, epoch: int) -> tuple[Tensor, Tensor]:
+        """The pieces of an epoch in their order, and where each of them ends."""
+        key = seed, purpose, epoch
+        if key not in self._epochs:
+            pieces = Key(seed, f"{purpose} of pieces", epoch).permutation(len(self.sizes))
+            newest = list(self._epochs.items())[-1:]
+            self._epochs = dict([*newest, (key, (pieces, self.sizes[pieces].cumsum(0)))])
+        return self._epochs[key]
+
+
+def batch_indices(
+    step: int, batch: int, count: int, seed: int, purpose: str = "order", order: PieceOrder | None = None
+) -> Tensor:
     """Which of `count` samples the step takes: each epoch goes once through all, in an order keyed by (seed, epoch).
 
     Args:
@@ -24,17 +71,24 @@ def batch_indices(step: int, batch: int, count: int, seed: int, purpose: str = "
         count: samples in the set.
         seed: seed of the run.
         purpose: of the order's draws.
+        order: of the samples of an epoch; None permutes all of them together.
     """
     positions = batch_positions(step, batch)
     epochs = positions // count
     chosen = torch.empty_like(positions)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         inside = epochs == epoch
-        chosen[inside] = _order(seed, purpose, epoch, count)[positions[inside] % count]
+        places = positions[inside] % count
+        if order is None:
+            chosen[inside] = _order(seed, purpose, epoch, count)[places]
+        else:
+            chosen[inside] = order(seed, purpose, epoch, places)
     return chosen
 
 
-def bucket_indices(step: int, batch: int, counts: Sequence[int], seed: int) -> tuple[int, Tensor]:
+def bucket_indices(
+    step: int, batch: int, counts: Sequence[int], seed: int, order: PieceOrder | None = None
+) -> tuple[int, Tensor]:
     """From which bucket the step takes its batch, and which of its samples.
 
     After e epochs bucket k has had b_k(e) = ⌊(e·n_k + φ_k)/B⌋ batches, with φ_k in [0, B) drawn once, so that it is
@@ -47,9 +101,10 @@ def bucket_indices(step: int, batch: int, counts: Sequence[int], seed: int) -> t
         batch: B.
         counts: samples in each bucket, n_k ≥ 1.
         seed: seed of the run.
+        order: see `batch_indices`; of a set in one bucket.
     """
     if len(counts) == 1:
-        return 0, batch_indices(step, batch, counts[0], seed)
+        return 0, batch_indices(step, batch, counts[0], seed, order=order)
     draws = Key(seed, "bucket phase").uniform(torch.arange(len(counts)))
     phases = (draws * batch).long().tolist()
 
@@ -71,6 +126,11 @@ def bucket_indices(step: int, batch: int, counts: Sequence[int], seed: int) -> t
 
 @lru_cache(maxsize=64)
 def _order(seed: int, purpose: str, epoch: int, count: int) -> Tensor:
+    return Key(seed, purpose, epoch).permutation(count)
+
+
+@lru_cache(maxsize=8)
+def _window(seed: int, purpose: str, epoch: int, count: int) -> Tensor:
     return Key(seed, purpose, epoch).permutation(count)
 
 

@@ -28,6 +28,10 @@ def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:
         from rectiflow.data.folder import open_folder
 
         return open_folder(config, index)
+    if config.set == "shards":
+        from rectiflow.data.streams import open_shards
+
+        return open_shards(config, index)
     if config.dir:
         raise InputError(
             f"the set {config.set} is built in and takes no folder; for your own: rectiflow train "
@@ -78,19 +82,26 @@ def pictures_in(
     """
     from rectiflow.data.folder import open_folder
 
-    changes = {"set": "folder", "dir": folder, "source_dir": "", "size": shape[-2:], "labels": labels, "buckets": 1}
-    read_as = {**changes, "colour": "grey" if shape[0] == 1 else "rgb"}
+    changes = {"set": "folder", "dir": folder, "shards": (), "source_dir": "", "size": shape[-2:], "buckets": 1}
+    read_as = {**changes, "labels": labels, "colour": "grey" if shape[0] == 1 else "rgb"}
     base = like or DataConfig(held_out=0.0)
     return open_folder(DataConfig.parse({**base.model_dump(), **read_as}, "source"), index)
 
 
 def keep_index(data: ImageSet, index: Path) -> None:
-    """Write down which pictures a set has, if it is a folder's, for a run that goes on with them.
+    """Write down which pictures a set has, if it is of files, for a run that goes on with them.
 
     Raises:
         InputError: the disk is full or read-only.
     """
-    if data.report:
+    if not data.report:
+        return
+    from rectiflow.data.streams import Streamed
+
+    if isinstance(data.train, Streamed):
+        source = data.train.index.folder
+        write_folder(index, lambda aside: _copy(source, aside))
+    else:
         from rectiflow.data.folder import write_index
 
         write_index(data, index)
@@ -112,7 +123,8 @@ def _copy(index: Path, aside: Path) -> None:
 
 def is_index(path: Path) -> bool:
     """Whether `keep_index` wrote this."""
-    return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    table = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    return table or (path / "shards.json").is_file()
 
 
 def write_set(name: str, folder: Path, count: int = 0) -> dict[str, int]:

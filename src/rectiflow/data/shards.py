@@ -30,6 +30,11 @@ def image_column(path: Path) -> str | None:
         schema = pq.read_schema(path)
     except Exception as error:  # the reader lets through whatever its parsers raise
         raise Unusable("not a parquet file") from error
+    return picture_field(schema)
+
+
+def picture_field(schema: pa.Schema) -> str | None:
+    """The first column that holds encoded pictures; None if there is none."""
     for field in schema:
         inside = {part.name: part.type for part in field.type} if pa.types.is_struct(field.type) else {}
         if _is_bytes(inside.get("bytes", pa.null())) or (_is_bytes(field.type) and "image" in field.name.lower()):

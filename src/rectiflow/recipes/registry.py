@@ -83,7 +83,7 @@ def _laid_over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
                 del below["optimiser"]["lr"]  # it was chosen for the network that is no more
         below, layer = {**below, "network": None}, {**layer, "network": network}
     data, pictures = layer.get("data"), below["data"]
-    if isinstance(data, Mapping) and data.get("set", pictures["set"]) != pictures["set"]:
+    if isinstance(data, Mapping) and data.get("set", pictures["set"]) not in (pictures["set"], "shards"):
         below = {**below, "data": {**pictures, "size": None}}  # a built-in set has its own
     for stage in ("train", "pictures"):
         latent, there = layer.get("latent"), below.get("latent")

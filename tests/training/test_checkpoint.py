@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -631,6 +632,15 @@ def rank_of_two(rank, folder, port):
         assert Checkpoints(folder / "plain", 2).newest_good(told.append) == 1
         assert ["__1_0.distcp is altered" in line for line in told] == ([True] if rank == 0 else [])
         torch.save(after, folder / f"after{rank}.pt")
+
+        # one is killed in the middle of a save: the other is told, and the last good one stays
+        lonely = Checkpoints(folder / "plain", 2, background=True)
+        if rank == 1:
+            dcp.FileSystemWriter.write_data = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(InputError, match="a process of this job is gone"):
+            finish(lonely, 3)
+        assert names(folder / "plain") == ["step-00000001", "step-00000002.bad"]
+        (folder / "told").touch()
     finally:
         dist.destroy_process_group()
 
@@ -643,7 +653,15 @@ def test_two_processes_write_what_one_reads_and_the_reverse(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank_of_two, (str(tmp_path), port), nprocs=2)
+    context = torch.multiprocessing.get_context("spawn")
+    both = [context.Process(target=rank_of_two, args=(rank, str(tmp_path), port)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(300)
+        process.kill()
+    assert [process.exitcode for process in both] == [0, -signal.SIGKILL]
+    assert (tmp_path / "told").exists()
 
     manifest = read_manifest(tmp_path / "plain" / "step-00000001")
     assert (manifest.world, manifest.metric) == (2, 0.5)

@@ -232,8 +232,8 @@ def _draws(url: str, rows: int) -> np.ndarray:
     the set is moved, or grows.
     """
     key = Key(0, f"held out of {PurePosixPath(url).name}")
-    blocks = torch.arange(rows).split(_BLOCK // 4)
-    return np.concatenate([key.uniform(block).numpy() for block in blocks])
+    blocks = torch.arange(rows).split(_BLOCK // 4) if rows else ()
+    return np.concatenate([np.zeros(0), *(key.uniform(block).numpy() for block in blocks)])
 
 
 def _natural(name: str) -> tuple[bool, int, str]:

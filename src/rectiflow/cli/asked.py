@@ -1,0 +1,43 @@
+"""The run that the arguments of a command ask for."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from rectiflow.base.errors import InputError
+from rectiflow.recipes.registry import RECIPES, AnyRun, resolve
+
+
+def asked_run(
+    recipe: str,
+    data: Path | None,
+    autoencoder: str,
+    source: Path | None,
+    config: Path | None,
+    settings: Iterable[Iterable[str]],
+) -> AnyRun:
+    """A recipe, then a file, then settings; later wins.
+
+    Args:
+        recipe: its name.
+        data: folder of pictures to train on, or None.
+        autoencoder: in whose latents to train, or empty.
+        source: folder of other pictures to start from, or None.
+        config: YAML file of settings, or None.
+        settings: groups of settings, such as network.width=64.
+
+    Raises:
+        InputError: no such recipe, field or value, or an autoencoder for a recipe that takes none; one line.
+    """
+    listed = [setting for group in settings for setting in group]
+    if data is not None:
+        listed.append(f"data.dir={json.dumps(str(data.absolute()))}")
+    if autoencoder:
+        if recipe in RECIPES and getattr(RECIPES[recipe](), "latent", None) is None:
+            raise InputError(f"recipe {recipe} trains in no latents, so it takes no --autoencoder; use latent.")
+        there = Path(autoencoder)
+        name = str(there.absolute()) if there.exists() else autoencoder
+        listed.append(f"latent.autoencoder={json.dumps(name)}")
+    if source is not None:
+        listed += [f"data.source_dir={json.dumps(str(source.absolute()))}", "flow.source=pictures"]
+    return resolve(recipe, config, listed)

@@ -1,0 +1,94 @@
+"""Memory of this machine and of this process, in bytes."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+_UNLIMITED = 2**60
+
+
+def available(device: torch.device) -> int:
+    """What a new process may take: of a GPU what is free there, else what the system has and a container allows."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_free(_PROC / "meminfo"), *_allowances(_PROC / "self" / "cgroup", _CGROUPS))
+
+
+def _free(meminfo: Path) -> int:
+    if not meminfo.is_file():
+        return _UNLIMITED  # macOS: nobody says
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _allowances(own: Path, root: Path) -> list[int]:
+    """What each control group above this process still allows; no group, no bound."""
+    found = [_UNLIMITED]
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = root / controllers if controllers else root
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        group = base / path.lstrip("/")
+        # In a container the path may be the host's, and the group itself lies at the root.
+        for folder in (base, *(each for each in (group, *group.parents) if base in each.parents)):
+            limit, usage = (_number(folder / name) for name in names)
+            if limit is not None and usage is not None and limit < _UNLIMITED:
+                found.append(max(0, limit - usage))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max" is no bound
+        return None
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to watch for the greatest memory anew, where the system lets a process do so."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        (_PROC / "self" / "clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> int:
+    """The greatest memory of this process since `forget_peak`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    status = _PROC / "self" / "status"
+    if status.is_file():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def of_children() -> int:
+    """What the processes that this one has started hold for themselves, each shared page divided among its holders."""
+    return sum(_proportional(number) for number in _children())
+
+
+def _children() -> Iterator[str]:
+    for listed in (_PROC / "self" / "task").glob("*/children"):
+        try:
+            yield from listed.read_text().split()
+        except OSError:
+            continue
+
+
+def _proportional(number: str) -> int:
+    try:
+        lines = (_PROC / number / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

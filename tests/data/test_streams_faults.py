@@ -196,7 +196,7 @@ def test_what_cannot_be_opened_at_all(tmp_path):
         ("folder.tar", r"folder\.tar is a folder, expected a file"),
         ("text.parquet", r"text\.parquet holds no pictures; expected a column of bytes.* Its columns: text"),
         ("text.tar", r"text\.tar holds no pictures; expected members such as 0001\.jpg\. Its kinds: txt"),
-        ("e.parquet", r"no pictures in 1 shards, .*but 1 a parquet file without rows"),
+        ("e.parquet", r"no pictures in 1 shard, .*but 1 a parquet file without rows"),
     ):
         with pytest.raises(InputError, match=words):
             opened(tmp_path / name)

@@ -167,7 +167,7 @@ class _Survey:
         reasons = "; ".join(
             f"{count} {what.split(': ', 1)[1]} ({self._first[what]})" for what, count in self._skipped.most_common(3)
         )
-        where = f"{len(self._shards)} shards, the first {shown(self._shards[0].url)}"
+        where = f"{self._shown()}, the first {shown(self._shards[0].url)}"
         if not total:
             raise InputError(f"no pictures in {where}{', but ' + reasons if reasons else ''}.")
         if not used or total - used > self.config.max_skipped * total:
@@ -175,6 +175,9 @@ class _Survey:
                 f"only {used} of {total} pictures in {where}, can be used: {reasons}. Mend the shards, or allow more "
                 f"with --set data.max_skipped={min(1.0, round(1 - used / total + 0.01, 2))}."
             )
+
+    def _shown(self) -> str:
+        return f"{len(self._shards):,} shard{'s' if len(self._shards) > 1 else ''}"
 
     def _counted(self, state: np.ndarray) -> np.ndarray:
         """The pieces with their rows to train on and held out."""
@@ -213,11 +216,11 @@ class _Survey:
         captioned = [shard.caption for shard in self._shards if shard.caption]
         looked = "each read once" if self.config.check == "decode" else "not looked into (data.check=header)"
         always = [
-            ("found", total, f"pictures in {len(self._shards):,} shards of {size / 2**20:,.1f} MB together"),
+            ("found", total, f"pictures in {self._shown()} of {size / 2**20:,.1f} MB together"),
             ("used", used, f"in {len(note.classes)} classes" if note.classes else "without classes"),
             ("to train on", train, looked),
             ("held out", used - train, "by a draw for each row"),
-            ("mixed together", note.window, f"pieces of {len(self._pieces):,} in an epoch (data.window)"),
+            ("mixed together", min(note.window, len(self._pieces)), f"of {len(self._pieces):,} pieces (data.window)"),
         ]
         sometimes = [
             ("captions", len(captioned), f"shards have them: {', '.join(sorted(set(captioned))[:4])}"),

@@ -1,0 +1,137 @@
+"""What `rectiflow plan` forecasts beside what the run then takes: python benchmarks/plan.py [RECIPE …]
+
+Of each recipe a short run is forecast, then trained: steps are lowered, and what is done between steps with them, for
+both alike. Recipes for a folder get one of generated pictures or clips. Recipes that are named are printed alone; the
+whole is kept in `results/plan.json`, after each recipe.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+import common
+from rectiflow.data.sets import write_set
+from rectiflow.plan.child import parsed
+from rectiflow.plan.plan import plan
+from rectiflow.recipes.registry import RECIPES
+from rectiflow.training.config import EveryConfig, TrainingConfig
+from rectiflow.training.generator_config import RunConfig
+
+PICTURES, CLIPS = 320, 64  # of a folder, to train on; and held out
+# Steps of the run, and of the autoencoders before it: one to two minutes of training on two cores.
+STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "clips": 40, "video": 24, "latent-256": 8}
+USUAL, FIRST, FIRST_OF = 80, 60, {"clips": 40, "video": 24, "latent-256": 6}
+# What a GPU is needed for is made smaller, for the forecast and the run alike.
+SMALLER = {"latent-256": {"size": 128, "batch": 8, "first": 2}}
+
+
+def lowered(config: TrainingConfig, steps: int, batch: int | None = None) -> TrainingConfig:
+    """So many steps, and what is done between them as often as in the whole run."""
+    share = steps / config.steps
+
+    def scaled(apart: int) -> int:
+        return max(1, round(apart * share)) if apart else 0
+
+    every = EveryConfig.model_validate({name: scaled(apart) for name, apart in config.every.model_dump().items()})
+    return config.model_copy(update={"steps": steps, "every": every, "batch": batch or config.batch})
+
+
+def short(recipe: str, folder: Path) -> TrainingConfig:
+    """A recipe's run, made short, on the pictures or clips in `folder` if it takes a folder."""
+    config, smaller = RECIPES[recipe](), SMALLER.get(recipe, {})
+    config = lowered(config, STEPS.get(recipe, USUAL), smaller.get("batch"))
+    data = config.data
+    if data.set == "folder":
+        update = {"dir": str(folder / ("clips" if data.frames > 1 else "pictures"))}
+        data = data.model_copy(update=update | ({"size": smaller["size"]} if smaller else {}))
+    config = config.model_copy(update={"data": data})
+    if not isinstance(config, RunConfig) or config.latent is None:
+        return config
+    stages = {}
+    for name in ("train", "pictures"):
+        first = getattr(config.latent, name)
+        if first is not None:
+            stages[name] = lowered(first, FIRST_OF.get(recipe, FIRST), smaller.get("first"))
+    return config.model_copy(update={"latent": config.latent.model_copy(update=stages)})
+
+
+def train(asked: Path, run: Path) -> None:
+    """Train, in a process of its own, and say what that took beside wall time."""
+    from rich.console import Console
+
+    from rectiflow.workflow import run as train_all
+
+    train_all(parsed(json.loads(asked.read_text())), run, Console(quiet=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"cpu_seconds": time.process_time(), "peak_bytes": peak}), flush=True)
+
+
+def measured(config: TrainingConfig, folder: Path) -> dict[str, float]:
+    """Train a run and measure it from outside."""
+    asked, run = folder / "asked.json", folder / "run"
+    asked.write_text(json.dumps(config.model_dump(mode="json")))
+    own = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, __file__, "--train", str(asked), str(run)],
+        env={**os.environ, **own},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    seconds = time.perf_counter() - began
+    disk = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    return {"seconds": seconds, **json.loads(done.stdout.splitlines()[-1]), "disk_bytes": disk}
+
+
+def compared(recipe: str, pictures: Path) -> dict[str, object]:
+    """The forecast of a recipe's short run, then the run."""
+    config = short(recipe, pictures)
+    began = time.perf_counter()
+    here = plan(config).here
+    took = time.perf_counter() - began
+    told = {
+        "seconds": here.total.wall,
+        "cpu_seconds": here.total.cpu,
+        "peak_bytes": here.memory,
+        "disk_bytes": here.disk,
+    }
+    with TemporaryDirectory() as name:
+        found = measured(config, Path(name))
+    return {
+        "plan_seconds": round(took, 1),
+        "steps": {stage.name: stage.steps for stage in here.stages if stage.steps},
+        "share_of_steps": round(sum(s.parts["steps"].wall for s in here.stages if s.steps) / here.total.wall, 3),
+        "forecast": {name: round(value, 2) for name, value in told.items()},
+        "measured": {name: round(value, 2) for name, value in found.items()},
+        "ratio": {name: round(told[name] / found[name], 3) for name in told},
+        "parts": {s.name: {name: round(cost.wall, 2) for name, cost in s.parts.items()} for s in here.stages},
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def main(recipes: list[str]) -> None:
+    results: dict[str, object] = {}
+    with TemporaryDirectory() as name:
+        pictures = Path(name)
+        write_set("digit-scenes", pictures / "pictures", PICTURES)
+        write_set("digit-clips", pictures / "clips", CLIPS)
+        for recipe in recipes or RECIPES:
+            results[recipe] = compared(recipe, pictures)
+            print(recipe, json.dumps(results[recipe]), flush=True)
+            if not recipes:
+                common.write("plan", {"threads": torch.get_num_threads(), "smaller": SMALLER, "recipes": results})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--train"]:
+        train(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,45 @@
+"""Memory: what a container allows, what a process took."""
+
+import torch
+
+from rectiflow.plan import machine
+
+CPU = torch.device("cpu")
+
+
+def test_what_a_container_allows_is_the_least_of_its_groups(tmp_path):
+    """Control groups of version 2: a limit above, none below."""
+    own = tmp_path / "cgroup"
+    own.write_text("0::/above/below\n")
+    for name, limit, current in (("above", "1000", "400"), ("above/below", "max", "100")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "memory.max").write_text(limit)
+        (tmp_path / name / "memory.current").write_text(current)
+    assert min(machine._allowances(own, tmp_path)) == 600
+    (tmp_path / "above" / "below" / "memory.max").write_text("150")
+    assert min(machine._allowances(own, tmp_path)) == 50
+
+
+def test_groups_of_version_1_are_read_too(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("5:cpu:/job\n4:memory:/job\n")
+    group = tmp_path / "memory" / "job"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("2000")
+    (group / "memory.usage_in_bytes").write_text("500")
+    assert min(machine._allowances(own, tmp_path)) == 1500
+
+
+def test_nobody_bounds_what_has_no_groups(tmp_path):
+    assert machine._allowances(tmp_path / "none", tmp_path) == [machine._UNLIMITED]
+
+
+def test_a_peak_is_seen_and_forgotten():
+    machine.forget_peak(CPU)
+    before = machine.peak(CPU)
+    block = torch.ones(2**24)  # 64 MiB
+    assert machine.peak(CPU) - before > 0.9 * 2**26
+    del block
+    machine.forget_peak(CPU)
+    assert machine.peak(CPU) < before + 2**25
+    assert machine.available(CPU) > 2**28

@@ -26,9 +26,10 @@ FLOORS = {
     "training": 7,
     "recipes": 8,
     "workflow": 8,
-    "cli": 9,
-    "__main__": 10,
-    "__init__": 10,
+    "plan": 9,
+    "cli": 10,
+    "__main__": 11,
+    "__init__": 11,
 }
 TORCH_FREE = ["__init__", "__main__", "cli", "recipes", "*.config", "base.config", "base.errors", "base.files"]
 FILES = sorted(ROOT.rglob("*.py"))

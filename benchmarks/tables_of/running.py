@@ -90,6 +90,24 @@ def data(result: dict) -> str:
     return f"{table(['pictures', 'peak memory, MB', 'waiting for data'], rows)}\n\n`{result['command']}`"
 
 
+def streams(result: dict) -> str:
+    rows = [
+        [
+            kind,
+            f"{found['rows_looked_through_a_processor_second']:,}",
+            f"{found['rows_a_processor_second']:,}",
+            *(f"{rate:,}" for rate in found["rows_a_second"].values()),
+        ]
+        for kind, found in result["kinds"].items()
+    ]
+    header = ["", "looked through", "read and decoded", "a second, no workers", "2 workers"]
+    return (
+        f"{table(header, rows)}\n\nRows of {result['bytes_of_a_picture'] / 1000:.0f} kB, the first two columns per second "
+        f"of processor time, the others per second at a load of {result['load']:g}. `{result['command']}` on "
+        f"{where(result['machine'])}."
+    )
+
+
 def evening(result: dict) -> str:
     losses = ", ".join(f"{loss:.3f} after {step}" for step, loss in result["held_out_loss"].items())
     return (
@@ -133,11 +151,37 @@ def serving(result: dict) -> str:
     )
 
 
+def plan(result: dict) -> str:
+    rows = [
+        [
+            name,
+            *(f"{found[each]['seconds']:.0f}" for each in ("forecast", "measured")),
+            *(f"{found[each]['cpu_seconds']:.0f}" for each in ("forecast", "measured")),
+            *(f"{found[each]['peak_bytes'] / 1e6:,.0f}" for each in ("forecast", "measured")),
+            *(f"{found['ratio'][each]:.2f}" for each in ("seconds", "cpu_seconds", "peak_bytes", "disk_bytes")),
+            f"{found['plan_seconds']:.0f}",
+        ]
+        for name, found in result["recipes"].items()
+    ]
+    header = ["", "seconds, forecast", "run", "processor, forecast", "run", "memory, MB, forecast", "run"]
+    header += ["seconds", "processor", "memory", "disk", "told after, s"]
+    smaller = "; ".join(
+        f"{name} at {each['size']}×{each['size']}, batches of {each['batch']} and {each['first']}"
+        for name, each in result["smaller"].items()
+    )
+    return (
+        f"{table(header, rows)}\n\nForecast over measured in the last columns but one. Short runs ({smaller}); "
+        f"`{result['command']}` on {where(result['machine'])}."
+    )
+
+
 TABLES = {
+    "plan": plan,
     "speed": speed,
     "switches": switches,
     "throughput": throughput,
     "data": data,
+    "streams": streams,
     "evening": evening,
     "serving": serving,
 }

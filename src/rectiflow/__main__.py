@@ -19,13 +19,15 @@ from rectiflow.cli.encode import Encode
 from rectiflow.cli.evaluate import Evaluate
 from rectiflow.cli.export import Export
 from rectiflow.cli.info import Info
+from rectiflow.cli.plan import Plan
 from rectiflow.cli.sample import Sample
 from rectiflow.cli.serve import Serve
 from rectiflow.cli.train import Train
 
-Command = Train | Sample | Serve | Evaluate | Compare | Encode | Export | Doctor | Info | Average | Data
+Command = Train | Plan | Sample | Serve | Evaluate | Compare | Encode | Export | Doctor | Info | Average | Data
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
+    "plan": Plan,
     "sample": Sample,
     "serve": Serve,
     "evaluate": Evaluate,

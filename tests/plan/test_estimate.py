@@ -1,5 +1,7 @@
 """Estimates for GPUs: arithmetic on stated numbers."""
 
+from pathlib import Path
+
 import pytest
 
 from rectiflow.base.errors import InputError
@@ -69,3 +71,11 @@ def test_stated_rates_are_dense(told):
     """A sparse rate, twice the dense one, is above what the tensor cores of any of them give."""
     assert all(each.bfloat16 < 1e15 for each in GPUS.values())
     assert all(1.9 < each.bfloat16 / each.float32 < 20 for each in GPUS.values())
+
+
+def test_the_page_says_what_is_computed_with():
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    for name, each in GPUS.items():
+        rates = [each.bfloat16 / 1e12, each.float32 / 1e12, each.memory / 1e9, each.bandwidth / 1e12]
+        cells = [name, each.name, *(f"{rate:g}" for rate in rates), each.source]
+        assert f"| {' | '.join(cells)} |" in page

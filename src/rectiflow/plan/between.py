@@ -11,13 +11,13 @@ from rectiflow.data.pictures import save_png
 from rectiflow.plan import clock
 from rectiflow.plan.measured import Cost, Event
 from rectiflow.plan.views import First
+from rectiflow.training import autoencoder_stage, stages
 from rectiflow.training.autoencoder_stage import AutoencoderStage
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.stage import Stage
 from rectiflow.training.stages import PictureStage
 from rectiflow.training.trainer import Trainer
 
-_HELD_OUT = {False: 1024, True: 256}  # that a held-out loss looks at, of a generator and of an autoencoder, at most
 _FORWARD = 1 / 3  # of a step's cost
 _FEW = 16
 Measured = TypeVar("Measured", Cost, Event)
@@ -35,7 +35,8 @@ def held_out_event(stage: Stage, module: nn.Module, sample: Cost, seconds: float
     device = next(module.parameters()).device
     if not isinstance(stage, PictureStage | AutoencoderStage):
         return clock.event(lambda: stage.held_out(module), device, seconds)
-    count = min(len(stage.data.held_out), _HELD_OUT[isinstance(stage, AutoencoderStage)])
+    most = autoencoder_stage._HELD_OUT if isinstance(stage, AutoencoderStage) else stages._HELD_OUT
+    count = min(len(stage.data.held_out), most)
     few = max(_FEW, int(seconds / (sample.alone * _FORWARD))) if sample.alone else count
     if few >= count:
         return clock.event(lambda: stage.held_out(module), device, 2 * seconds)
@@ -44,12 +45,13 @@ def held_out_event(stage: Stage, module: nn.Module, sample: Cost, seconds: float
         stage.data = _held_out(data, few)
         if isinstance(stage, PictureStage):
             stage.stored = stage.data if stored is data else _held_out(stored, few)
-        cost = clock.cost_of(lambda: stage.held_out(module), device) * (count / few)
+        found = clock.event(lambda: stage.held_out(module), device, 2 * seconds)
     finally:
         stage.data = data
         if isinstance(stage, PictureStage):
             stage.stored = stored
-    return Event(first=cost, again=cost)
+    again = found.again * (count / few)
+    return Event(first=again + (found.first - found.again).at_least(Cost()), again=again)
 
 
 def _held_out(data: ImageSet, count: int) -> ImageSet:

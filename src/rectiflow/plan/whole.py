@@ -1,5 +1,6 @@
 """The stages of a run in short: its own workflow, with an encoding and final scores of a part of the work."""
 
+import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,10 +15,9 @@ from rectiflow import workflow
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.data.images import Images, ImageSet
 from rectiflow.data.latents import open_latents, read_manifest
-from rectiflow.evaluation import report
+from rectiflow.evaluation import memory, report
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import Features, SmallEncoder, features
-from rectiflow.evaluation.memory import loss_by_noise
 from rectiflow.evaluation.scores import drawn
 from rectiflow.pipeline import Pipeline
 from rectiflow.plan import clock, machine
@@ -30,8 +30,7 @@ from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.trainer import Trainer
 
 _FORWARD = 1 / 3  # of a training step's cost
-_NOISE, _LEVELS = 512, 9  # pictures and noise levels of the loss by noise
-_SHORT, _LONGER, _WHOLE = 4, 12, 300  # steps of the encoder that scores are taken in
+_SHORT, _LONGER = 4, 12  # steps of the encoder that scores are taken in, of all
 
 
 @final
@@ -166,7 +165,7 @@ class _Parts:
             for steps in (_SHORT, _LONGER)
         )
         step = ((longer - short) * (1 / (_LONGER - _SHORT))).at_least(Cost())
-        self.left_out += step * (_WHOLE - _LONGER) - short
+        self.left_out += step * (_default(SmallEncoder.__init__, "steps") - _LONGER) - short
         return made[-1]
 
     def drawn(self, pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
@@ -191,11 +190,16 @@ class _Parts:
 
     def loss_by_noise(self, pipeline: Pipeline, train: Images, held_out: Images, seed: int = 0) -> dict[str, Any]:
         """Of fewer pictures."""
-        count = min(_NOISE, len(train), len(held_out))
-        few = min(count, max(8, int(self.seconds / (2 * _LEVELS * self.forward))))
+        count = min(_default(memory.loss_by_noise, "count"), len(train), len(held_out))
+        few = min(count, max(8, int(self.seconds / (2 * len(memory._LEVELS) * self.forward))))
         found: dict[str, Any] = {}
         cost = clock.cost_of(
-            lambda: found.update(loss_by_noise(pipeline, train, held_out, count=few, seed=seed)), self.device
+            lambda: found.update(memory.loss_by_noise(pipeline, train, held_out, count=few, seed=seed)), self.device
         )
         self.left_out += cost * (count / few - 1)
         return found
+
+
+def _default(call: Callable[..., object], name: str) -> int:
+    """What an argument is if it is left out."""
+    return int(inspect.signature(call).parameters[name].default)

@@ -23,7 +23,7 @@ from rectiflow.evaluation.prompted import prompted
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.training.log import last_metrics
-from rectiflow.training.run import read_run
+from rectiflow.training.run_folder import read_run
 
 SETTINGS = ("threads=1", "precision=bfloat16", "latent.train.threads=1", "latent.train.precision=bfloat16")
 # Chosen by scenes of the training split: noise at each step mends relations ("above", "left of"), which Euler and the

@@ -32,7 +32,7 @@ from rectiflow.evaluation.prompted import prompted
 from rectiflow.evaluation.reconstruction import psnr
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
-from rectiflow.training.run import read_run
+from rectiflow.training.run_folder import read_run
 
 RECIPE = "clips"
 SETTINGS = ("threads=2", "latent.train.threads=2", "latent.pictures.threads=2", "every.save=500")

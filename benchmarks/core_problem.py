@@ -30,9 +30,10 @@ from rectiflow.recipes.registry import resolve
 from rectiflow.sampling.sample import sample
 from rectiflow.sampling.solvers import solver
 from rectiflow.training.generator_config import RunConfig
+from rectiflow.training.interrupt import Interrupt
 from rectiflow.training.log import RunLog
 from rectiflow.training.run import STAGES
-from rectiflow.training.trainer import Interrupt, Trainer
+from rectiflow.training.trainer import Trainer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

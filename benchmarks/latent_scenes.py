@@ -112,7 +112,7 @@ def picture(home: Path) -> None:
             latents = Latents(space, open_latents(home / "autoencoder-latents-latents", made_by, data))
         stage = FlowStage(config, data, CPU, latents)
         trainer = Trainer(stage, config, home / name, CPU)
-        trainer.restore()
+        trainer.restore(print)
         pipeline = stage._pipeline(trainer.ema.module, trainer.step)
         rows.append(pipeline.sample(Request(count=10, steps=20, solver="ab2", seed=1)).pixels)
     save_png(grid(to_uint8(torch.cat(rows)), 10, 2), common.RESULTS.parent.parent / "docs" / "latent_scenes.png", {})

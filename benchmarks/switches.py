@@ -26,10 +26,12 @@ from rectiflow.recipes.registry import resolve
 from rectiflow.training.blocks import apply_switches
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.log import last_metrics
+from rectiflow.training.parts import parts
 from rectiflow.training.post_hoc import post_hoc
-from rectiflow.training.run import read_run, train
+from rectiflow.training.run import train
+from rectiflow.training.run_folder import read_run
 from rectiflow.training.stages import FlowStage
-from rectiflow.training.trainer import Trainer, parts
+from rectiflow.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)

@@ -15,7 +15,7 @@ from rectiflow.base.errors import InputError
 from rectiflow.models.autoencoder import digest, load_autoencoder
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.recipes.registry import resolve
-from rectiflow.training.run import read_run
+from rectiflow.training.run_folder import read_run
 from rectiflow.training.trainer import Trainer
 
 EVERY = "{log: 2, held_out: 0, preview: 0, first_preview: 0, save: 3}"

@@ -10,6 +10,7 @@ from rich.progress import Progress
 from rectiflow.autoencoders.config import check_frames, check_sides, fitted
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.errors import InputError
+from rectiflow.base.ranks import first_then_others
 from rectiflow.data.encode import encode_set
 from rectiflow.data.images import ImageSet, to_float
 from rectiflow.data.latents import Manifest, fingerprint, open_latents
@@ -19,23 +20,13 @@ from rectiflow.evaluation.report import evaluate
 from rectiflow.models.autoencoder import digest, load_autoencoder, unfinished
 from rectiflow.models.folder import describe
 from rectiflow.pipeline import Pipeline
+from rectiflow.training.alike import check_alike
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import LatentConfig, RunConfig
 from rectiflow.training.precision import resolve_device
-from rectiflow.training.run import (
-    INDEX_NAME,
-    SOURCE_INDEX_NAME,
-    Outcome,
-    alone_in,
-    check_texts,
-    finished,
-    former_run,
-    pictures_of,
-    train,
-    train_here,
-    write_down,
-)
+from rectiflow.training.run import Outcome, check_texts, pictures_of, train, train_here
+from rectiflow.training.run_folder import INDEX_NAME, SOURCE_INDEX_NAME, agreed_former, alone_in, finished, write_down
 from rectiflow.training.stages import Latents
 
 AUTOENCODER, PICTURES, LATENTS, SCORES = "autoencoder", "autoencoder-of-pictures", "latents", "evaluation"
@@ -59,20 +50,31 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
     if not isinstance(config, RunConfig) or config.latent is None:
         return train(config, folder, console)
     config = _with_absolute_paths(config, config.latent)
-    former = former_run(config, folder)
+    check_alike(config)
+    former = agreed_former(config, folder)
     with alone_in(folder):
         if not finished(former or config, folder):
             check_texts(former or config)
-        if former is None:
-            config.data.refuse_buckets("latents")
-            data = pictures_of(config, None, console)
-            _check(config, data)
-            if config.data.source_dir:
-                keep_index(open_source(config.data, data.shape), folder / SOURCE_INDEX_NAME)
-            write_down(config, data, folder)
-            former = config
+        with first_then_others() as mine:
+            if mine and former is None:
+                _begin(config, folder, console)
+        former = former or config
         assert isinstance(former, RunConfig)
         return _Workflow(former, folder, console).run()
+
+
+def _begin(config: RunConfig, folder: Path, console: Console) -> None:
+    """Write down a run of latents that can begin.
+
+    Raises:
+        InputError: it cannot; one line.
+    """
+    config.data.refuse_buckets("latents")
+    data = pictures_of(config, None, console)
+    _check(config, data)
+    if config.data.source_dir:
+        keep_index(open_source(config.data, data.shape), folder / SOURCE_INDEX_NAME)
+    write_down(config, data, folder)
 
 
 def _with_absolute_paths(config: RunConfig, latent: LatentConfig) -> RunConfig:
@@ -135,7 +137,9 @@ class _Workflow:
                 return Outcome(0, finished=False, trained=True)
             outcome = train_here(self.config, self.config, self.folder, self.console, latents)
         if outcome.finished:
-            self._evaluate()
+            with first_then_others() as mine:
+                if mine:
+                    self._evaluate()
         return outcome
 
     @property
@@ -162,7 +166,8 @@ class _Workflow:
         """Train an autoencoder on the run's pictures; how they are cropped and mirrored is its own."""
         own = {name: getattr(asked.data, name) for name in ("crop", "scale", "flip", "workers")}
         pictures = self.config.data.model_copy(update={**own, "source_dir": ""})
-        shared = {"data": pictures, "device": self.config.device, "threads": self.config.threads}
+        own_run = self.config
+        shared = {"data": pictures, "device": own_run.device, "threads": own_run.threads, "watch": own_run.watch}
         return train(asked.model_copy(update=shared), place, self.console, self.folder / INDEX_NAME)
 
     def _encode(self, space: LatentSpace, data: ImageSet) -> ImageSet:

@@ -24,7 +24,7 @@ from rectiflow.data.sets import open_set
 from rectiflow.pipeline import Pipeline
 from rectiflow.recipes.registry import resolve
 from rectiflow.request import Request
-from rectiflow.training.run import read_run
+from rectiflow.training.run_folder import read_run
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
 from tests.conditioning.tiny import encoder

@@ -4,9 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
 from rectiflow.autoencoders.posterior import Posterior
 from rectiflow.base.errors import InputError
@@ -16,7 +13,8 @@ from rectiflow.models.autoencoder import load_autoencoder, prior_pictures
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.autoencoder_stage import AutoencoderStage
 from rectiflow.training.diagnostics import latents_dead, verdict
-from rectiflow.training.trainer import Trainer, alone
+from rectiflow.training.stepper import alone
+from rectiflow.training.trainer import Trainer
 from tests.conftest import same
 
 CPU = torch.device("cpu")
@@ -197,7 +195,7 @@ def trained(settings, folder, steps):
     for stop in steps:
         stage = AutoencoderStage(settings, digits(), CPU)
         trainer = Trainer(stage, settings, folder, CPU)
-        trainer.restore()
+        trainer.restore(print)
         while trainer.step < stop:
             trainer._train(trainer.step)
             trainer.step += 1
@@ -226,26 +224,3 @@ def _turn(stage, turn, part=slice(None), share=1):
     with alone(stage.module.get_submodule(turn), stage.module):
         (share * stage.loss(3, part, turn)).backward()  # before the adversary is felt, whose weight is each part's own
     return gradients(stage, turn)
-
-
-def _rank(rank, world, path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=world)
-    stage = stage_of()
-    stage.wrapped = {name: DistributedDataParallel(module) for name, module in stage.module.items()}
-    part = slice(2 * rank, 2 * rank + 2)
-    # DDP averages over the ranks what each gives as its share of the whole batch.
-    torch.save([_turn(stage, turn, part, world) for turn in stage.turns], f"{path}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_ranks_train_one_model_through_their_wrapper(tmp_path):
-    """Two processes with half a batch each have, both, the gradient of one with the whole; round DDP they have not."""
-    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    stage = stage_of()
-    for place, turn in enumerate(stage.turns):
-        for one, other, whole in zip(first[place], second[place], _turn(stage, turn), strict=True):
-            assert torch.equal(one, other)
-            torch.testing.assert_close(one, whole, rtol=1e-3, atol=1e-6)

@@ -15,9 +15,11 @@ from rectiflow.networks.config import DiTConfig, UNetConfig
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.blocks import apply_switches, repeated_blocks
 from rectiflow.training.ema import Ema
-from rectiflow.training.run import read_run, train
+from rectiflow.training.parts import parts
+from rectiflow.training.run import train
+from rectiflow.training.run_folder import read_run
 from rectiflow.training.stages import FlowStage, Stage
-from rectiflow.training.trainer import Trainer, parts
+from rectiflow.training.trainer import Trainer
 from tests.conftest import SMALL
 from tests.training.test_run import same, state, stop_at
 

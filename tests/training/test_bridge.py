@@ -7,7 +7,7 @@ from PIL import Image
 
 from rectiflow.__main__ import main
 from rectiflow.pipeline import Pipeline, Request
-from rectiflow.training.run import read_run
+from rectiflow.training.run_folder import read_run
 from tests.data.test_folder import picture
 
 SMALL = [
@@ -26,10 +26,13 @@ def shade(path, red, level):
 
 @pytest.fixture(scope="module")
 def bridge(tmp_path_factory):
+    """The folders `red`, `green` and `given`, and a `run` that leads from red to green."""
     folder = tmp_path_factory.mktemp("bridge")
     for i in range(48):
         shade(folder / "red" / f"{i:02}.png", True, 90 + 3 * i)
         shade(folder / "green" / f"{i:02}.png", False, 91 + 3 * i)
+    shade(folder / "given" / "0.png", True, 110)
+    shade(folder / "given" / "1.png", True, 215)
     arguments = ["train", "folder", "--data", str(folder / "green"), "--source", str(folder / "red")]
     settings = [
         *SMALL,
@@ -46,8 +49,6 @@ def bridge(tmp_path_factory):
 def test_pictures_of_one_folder_become_those_of_the_other(bridge):
     """Optimal transport pairs dark with dark and bright with bright, and so does the trained bridge."""
     out = bridge / "out.npz"
-    shade(bridge / "given" / "0.png", True, 110)
-    shade(bridge / "given" / "1.png", True, 215)
     command = ["sample", str(bridge / "run"), "--source", str(bridge / "given"), "--count", "2", "--out", str(out)]
     assert main(command) == 0
     pixels = np.load(out)["arr_0"].astype(float)

@@ -18,7 +18,8 @@ from rectiflow.data.sets import open_set
 from rectiflow.pipeline import Pipeline
 from rectiflow.recipes.registry import resolve
 from rectiflow.request import Request
-from rectiflow.training.run import read_run, train
+from rectiflow.training.run import train
+from rectiflow.training.run_folder import read_run
 from rectiflow.training.trainer import Trainer
 
 QUIET = Console(quiet=True)

@@ -15,7 +15,8 @@ from rectiflow.pipeline import Pipeline, Request
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.generators import GANStage, VAEStage, generate
-from rectiflow.training.run import read_run, train
+from rectiflow.training.run import train
+from rectiflow.training.run_folder import read_run
 from rectiflow.training.trainer import Trainer
 from tests.conftest import SMALL
 
@@ -126,7 +127,7 @@ def test_stopped_and_gone_on_with_is_never_stopped_bit_for_bit(recipe, tmp_path)
     for name in ("whole", "parts"):
         stage = (VAEStage if recipe == "vae" else GANStage)(settings, digits(), CPU)
         trainer = Trainer(stage, settings, tmp_path / name, CPU)
-        trainer.restore()
+        trainer.restore(print)
         states.append(trainer._state())
     assert Checkpoints(tmp_path / "parts" / "checkpoints", 9).steps()[-1] == 6
     leaves = [torch.utils._pytree.tree_leaves(state) for state in states]

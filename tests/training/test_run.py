@@ -18,7 +18,8 @@ from rectiflow.recipes.registry import resolve
 from rectiflow.training import run as run_module
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.log import last_metrics
-from rectiflow.training.run import describe_run, read_run, train
+from rectiflow.training.run import describe_run, train
+from rectiflow.training.run_folder import read_run
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
 from tests.conftest import SMALL, same
@@ -30,7 +31,7 @@ QUIET = Console(quiet=True)
 def state(config, folder):
     """Everything that the newest checkpoint of a run holds."""
     trainer = Trainer(FlowStage(config, digits(), CPU), config, folder, CPU)
-    trainer.restore()
+    trainer.restore(print)
     return trainer._state()
 
 
@@ -183,19 +184,6 @@ def test_resolved_precision_is_written_and_kept(small, tmp_path, monkeypatch):
     assert not train(asked, tmp_path, QUIET).trained  # "auto" is no difference from what it chose
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_model(small, tmp_path, monkeypatch):
-    original = FlowStage.loss
-    nan = float("nan")
-    faulty = lambda self, step, part, turn: original(self, step) * (nan if step == 4 else 1)  # noqa: E731
-    monkeypatch.setattr(FlowStage, "loss", faulty)
-    with pytest.raises(InputError, match=r"loss nan .* at step 5.*after step 3"):
-        train(small, tmp_path, QUIET)
-    assert Pipeline.load(tmp_path).training["step"] == 3
-    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [3]
-    monkeypatch.undo()
-    assert train(small, tmp_path, QUIET).finished
-
-
 def test_memory_that_is_full_is_one_line_and_keeps_the_last_good_model(small, tmp_path, monkeypatch):
     original = Trainer._train
 
@@ -208,22 +196,6 @@ def test_memory_that_is_full_is_one_line_and_keeps_the_last_good_model(small, tm
     with pytest.raises(InputError, match=r"no memory left in step 5.*after step 3, is in .*model.*accumulate=2"):
         train(small, tmp_path / "run", QUIET)
     assert describe_run(tmp_path / "run")["checkpoint_step"] == 3
-
-
-def test_a_gradient_that_is_not_finite_stops_too(small, tmp_path, monkeypatch):
-    """The loss of the step is fine, and a save follows at once: the poisoned weights must not be saved."""
-    original = FlowStage.loss
-
-    def loss(self, step, part, turn=""):
-        value = original(self, step, part)
-        if step == 2:
-            value.register_hook(lambda gradient: gradient * float("inf"))
-        return value
-
-    monkeypatch.setattr(FlowStage, "loss", loss)
-    with pytest.raises(InputError, match=r"at step 3.*none was saved"):
-        train(small, tmp_path, QUIET)
-    assert not (tmp_path / "model").exists()
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(small, tmp_path, monkeypatch):
@@ -244,13 +216,17 @@ def test_a_full_disk_keeps_the_previous_checkpoint(small, tmp_path, monkeypatch)
     assert same(state(small, tmp_path), state(small, tmp_path.with_name("whole")))
 
 
-def test_a_torn_checkpoint_is_named(small, tmp_path):
+def test_a_torn_checkpoint_is_named_and_passed_over(small, tmp_path, capsys):
     train(small, tmp_path, QUIET)
+    whole = state(small, tmp_path)
     for file in (tmp_path / "checkpoints" / "step-00000006").iterdir():
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     (tmp_path / "model" / "config.json").unlink()
-    with pytest.raises(InputError, match="step-00000006 cannot be read; remove it"):
-        train(small, tmp_path, QUIET)
+    assert train(small, tmp_path, Console()).finished
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step-00000006 is passed over" in said
+    assert "step 3 of 6" in said
+    assert same(state(small, tmp_path), whole)
 
 
 def test_two_runs_on_one_folder(small, tmp_path):
@@ -291,9 +267,9 @@ def test_the_time_that_data_take_is_logged(small, tmp_path, monkeypatch):
     """A loader that sleeps half of the time is seen to."""
     original = Loader.__call__
 
-    def slow(self, step):
+    def slow(self, step, part=slice(None)):
         began = time.perf_counter()
-        batch = original(self, step)
+        batch = original(self, step, part)
         time.sleep(0.05)
         self.waited += time.perf_counter() - began
         return batch

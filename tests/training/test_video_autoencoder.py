@@ -29,7 +29,8 @@ from rectiflow.models.autoencoder import (
 from rectiflow.recipes.autoencoder import autoencoder, video_autoencoder
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.autoencoder_stage import AutoencoderStage
-from rectiflow.training.trainer import Trainer, alone
+from rectiflow.training.stepper import alone
+from rectiflow.training.trainer import Trainer
 from tests.autoencoders.test_video_vae import trained
 from tests.conftest import same
 
@@ -122,7 +123,7 @@ def test_it_resumes_bit_for_bit(tmp_path):
         for stop in stops:
             stage = stage_of()
             trainer = Trainer(stage, stage.config, tmp_path / name, CPU)
-            trainer.restore()
+            trainer.restore(print)
             while trainer.step < stop:
                 trainer._train(trainer.step)
                 trainer.step += 1

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from rectiflow.data.builtin import digits
+from rectiflow.recipes.registry import resolve
+from rectiflow.training.autoencoder_stage import AutoencoderStage
 from rectiflow.training.bands import BANDS, SAMPLES, by_noise_level, means
+from rectiflow.training.generators import GANStage
 from rectiflow.training.stage import Stage
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.watch import Watch, matrix_rate, memory, weight_norm
@@ -130,6 +133,37 @@ def test_attention_on_a_cpu_is_counted_as_on_a_gpu(small):
     watch.begin()
     product = 2 * 2 * 4 * 256 * 256 * 16  # q·k, of 2 samples and 4 heads
     assert watch.flops(0) >= (2 + 5) * product
+
+
+def test_steps_of_other_kinds_are_counted_apart():
+    settings = ("network={patch: 4, width: 16, depth: 1, heads: 2}", "steps=40", "batch=8", "precision=float32")
+    config = resolve("gan", settings=settings)
+    watch = Watch(GANStage(config, digits(), CPU), config, CPU)
+    watch.begin()
+    every = config.gan.penalty_every
+    penalised, plain = watch.flops(every), watch.flops(every + 1)
+    assert penalised > 1.2 * plain > 0
+    line = watch.at_log(2 * every, 1.0)["utilisation"]  # two steps with the penalty among them
+    mean = (2 * penalised + (2 * every - 2) * plain) / (2 * every)
+    assert line == pytest.approx(mean / matrix_rate(CPU, "float32"))
+
+
+def test_an_adversary_that_comes_late_counts_from_then_on(small):
+    settings = (
+        "data={set: digits, size: null}",
+        "network={width: 8, multipliers: [1, 2], latent_channels: 3, groups: 4}",
+        "discriminator={width: 8, layers: 1}",
+        "discriminator_from=[10, 20]",
+        "loss.equivariance=0",
+        "steps=40",
+        "batch=4",
+        "precision=float32",
+    )
+    config = resolve("autoencoder", settings=settings)
+    watch = Watch(AutoencoderStage(config, digits(), CPU), config, CPU)
+    watch.begin()
+    alone, game, felt = (watch.flops(step) for step in (0, 15, 30))
+    assert 0 < alone < game < felt
 
 
 def test_what_cannot_be_counted_is_left_out(small):

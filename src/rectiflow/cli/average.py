@@ -35,7 +35,7 @@ class Average:
         from rectiflow.pipeline import Pipeline
         from rectiflow.training.autoencoder_config import AutoencoderRunConfig
         from rectiflow.training.post_hoc import post_hoc
-        from rectiflow.training.run import CONFIG_NAME, read_run
+        from rectiflow.training.run_folder import CONFIG_NAME, read_run
 
         if (self.run / CONFIG_NAME).is_file() and isinstance(read_run(self.run), AutoencoderRunConfig):
             raise InputError(

@@ -104,7 +104,7 @@ class Doctor:
     def _images(self, shape: tuple[int, ...]) -> "ImageSet":
         from rectiflow.cli.runs import data_of
         from rectiflow.data.sets import pictures_in
-        from rectiflow.training.run import CONFIG_NAME
+        from rectiflow.training.run_folder import CONFIG_NAME
 
         if self.data is None and not (self.model / CONFIG_NAME).is_file():
             raise InputError(f"{self.model} is no run: the doctor needs the data it was trained on, --data DIR.")

@@ -18,7 +18,7 @@ def data_of(run: Path) -> "ImageSet":
     """
     from rectiflow.data.paired import with_pairs
     from rectiflow.data.sets import open_set
-    from rectiflow.training.run import CONFIG_NAME, INDEX_NAME, read_run
+    from rectiflow.training.run_folder import CONFIG_NAME, INDEX_NAME, read_run
 
     if not (run / CONFIG_NAME).is_file():
         raise InputError(f"{run} is not a run folder: an evaluation needs the data that its {CONFIG_NAME} names.")
@@ -38,7 +38,7 @@ def model_of(run: Path, device: str = "cpu") -> "Pipeline":
     from rectiflow.data.images import to_float
     from rectiflow.data.sets import open_source
     from rectiflow.pipeline import Pipeline
-    from rectiflow.training.run import CONFIG_NAME, SOURCE_INDEX_NAME, read_run
+    from rectiflow.training.run_folder import CONFIG_NAME, SOURCE_INDEX_NAME, read_run
 
     pipeline = Pipeline.load(run, device)
     if pipeline.flow_config.source == "pictures" and (run / CONFIG_NAME).is_file():

@@ -1,6 +1,5 @@
 """`rectiflow train`: a recipe, then a file, then settings; later wins."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from rectiflow.base.errors import InputError
-from rectiflow.recipes.registry import RECIPES, resolve
+from rectiflow.cli.asked import asked_run
+from rectiflow.recipes.registry import RECIPES
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,22 @@ class Train:
             raise InputError("--resume takes everything from the run's own run.yaml; leave the other arguments out.")
         if self.resume is None and not self.recipe:
             raise InputError(f"expected a recipe ({', '.join(RECIPES)}) or --resume RUN.")
-        settings = [setting for group in self.set for setting in group]
-        if self.data is not None:
-            settings.append(f"data.dir={json.dumps(str(self.data.absolute()))}")
-        if self.autoencoder:
-            if self.recipe in RECIPES and getattr(RECIPES[self.recipe](), "latent", None) is None:
-                raise InputError(
-                    f"recipe {self.recipe} trains in no latents, so it takes no --autoencoder; use latent."
-                )
-            there = Path(self.autoencoder)
-            name = str(there.absolute()) if there.exists() else self.autoencoder
-            settings.append(f"latent.autoencoder={json.dumps(name)}")
-        if self.source is not None:
-            settings += [f"data.source_dir={json.dumps(str(self.source.absolute()))}", "flow.source=pictures"]
-        asked = None if self.resume is not None else resolve(self.recipe, self.config, settings)
+        asked = None
+        if self.resume is None:
+            asked = asked_run(self.recipe, self.data, self.autoencoder, self.source, self.config, self.set)
 
         from rich.console import Console
 
+        from rectiflow.base.ranks import first, joined
         from rectiflow.cli.hint import sample_command
-        from rectiflow.training.run import read_run
+        from rectiflow.training.run_folder import read_run
         from rectiflow.workflow import run
 
         name = self.data.absolute().name if self.data is not None else self.recipe
         folder = self.resume or self.run or Path("runs") / (name or self.recipe)
-        console = Console()
-        outcome = run(asked or read_run(folder), folder, console)
+        with joined():
+            console = Console(quiet=not first())
+            outcome = run(asked or read_run(folder), folder, console)
         if not outcome.trained:
             words = f"{folder} is already trained ({outcome.step} steps)."
         elif not outcome.finished:

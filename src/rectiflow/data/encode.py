@@ -2,11 +2,9 @@
 
 import math
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -16,16 +14,15 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from datasets import Features, Value
 from datasets import Sequence as ListOf
-from filelock import FileLock, Timeout
-from pydantic import ValidationError
 from torch import Tensor
 
 from rectiflow.autoencoders.posterior import Posterior
-from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import sha256, unwritable, write_aside, write_text
+from rectiflow.base.files import sha256, write_aside, write_text
 from rectiflow.base.randomness import Key
+from rectiflow.base.ranks import first_then_others, gather, rank, world
 from rectiflow.data.config import DataConfig, LatentsConfig
+from rectiflow.data.encoding import Note, Sums, alone_in, notes_of
 from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.latents import (
     COLUMN,
@@ -35,44 +32,11 @@ from rectiflow.data.latents import (
     Part,
     Shard,
     damage,
-    read_json,
     read_manifest,
     refuse_others,
 )
 
-_LOCK = ".lock"
-_ASIDE = r"\.(train|held_out|stills|latents).*\.tmp"
-_OURS = re.compile(rf"(train|held_out|stills)-\d{{5,}}\.(arrow|json)|{re.escape(MANIFEST)}|{re.escape(_LOCK)}|{_ASIDE}")
 _BLOCK = 2**22  # bytes of rows written at once, about, whatever the batch, so that it cannot be seen in the file
-
-
-class Sums(Config):
-    """Over the rows and places of a shard: how many; and for each latent channel Σm, Σm² and Σs²."""
-
-    count: int = 0
-    mean: tuple[float, ...] = ()
-    square: tuple[float, ...] = ()
-    variance: tuple[float, ...] = ()
-
-
-class Note(Config):
-    """What is written down beside each shard, when it is whole.
-
-    Args:
-        format: of the folder.
-        fingerprint: of what is encoded.
-        shard_size: pictures in a shard, unless it is the last.
-        shape: 2C′, h, w, or of clips 2C′, T′, h, w.
-        shard: the file.
-        sums: of its latents.
-    """
-
-    format: int
-    fingerprint: dict[str, str]
-    shard_size: int
-    shape: tuple[int, ...]
-    shard: Shard
-    sums: Sums
 
 
 def encode_set(
@@ -110,8 +74,8 @@ def encode_set(
         refuse_others(folder, manifest.fingerprint, fingerprint)
         if not any(damage(folder, shard, False) for shard in manifest.shards):
             return manifest
-    with _alone_in(folder):
-        former = _former(folder, fingerprint)
+    with alone_in(folder):
+        former = notes_of(folder, fingerprint)
         size = next((note.shard_size for note in former.values()), config.shard)
         encoder = _Encoder(moments, folder, config, data_config, fingerprint, size, data.levels)
         kinds = ("train", data.train), ("held_out", data.held_out), ("stills", data.train.stills)
@@ -121,15 +85,25 @@ def encode_set(
         for part, images in parts.items():
             for start in range(0, len(images), size):
                 index = torch.arange(start, min(start + size, len(images)))
+                done += len(index)
+                if start // size % world() != rank():  # another process's
+                    continue
                 note = former.get(f"{part}-{start // size:05d}")
                 if note is None or note.shard.pictures != len(index) or damage(folder, note.shard, read_whole=True):
-                    note = encoder.write(part, images, index, _counted(progress, done, total))
+                    note = encoder.write(part, images, index, _counted(progress, done - len(index), total))
                 notes[part].append(note)
-                done += len(index)
                 progress(done, total)
-        manifest = _manifest(notes, config, fingerprint)
-        write_text(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude_none=True) + "\n")
+        each = gather(notes)
+        together = {part: sorted((n for said in each for n in said[part]), key=_place) for part in parts}
+        manifest = _manifest(together, config, fingerprint)
+        with first_then_others() as mine:
+            if mine:
+                write_text(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude_none=True) + "\n")
         return manifest
+
+
+def _place(note: Note) -> str:
+    return f"{len(note.shard.name):04d}{note.shard.name}"
 
 
 @dataclass(frozen=True)
@@ -305,46 +279,3 @@ def _manifest(notes: dict[str, list[Note]], config: LatentsConfig, fingerprint: 
         mean=tuple(mean),
         deviation=tuple(math.sqrt(max(s / sums.count - m * m, 0) + v / sums.count) for m, s, v in spread),
     )
-
-
-def _former(folder: Path, fingerprint: dict[str, str]) -> dict[str, Note]:
-    """The notes of an encoding that was cut off, by the name of their shards; those that are damaged left out."""
-    notes = {}
-    for path in sorted(folder.glob("*-*.json")):
-        values = read_json(path)
-        try:
-            note = Note.model_validate(values)
-        except ValidationError:
-            continue
-        refuse_others(folder, note.fingerprint, fingerprint)
-        notes[path.stem] = note
-    return notes
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder of an encoding.
-
-    Raises:
-        InputError: it holds something else, cannot be written, or another process holds it.
-    """
-    strange = folder.exists() and (
-        not folder.is_dir() or any(not _OURS.fullmatch(path.name) for path in folder.iterdir())
-    )
-    if strange:
-        raise InputError(f"{folder} is there already and no folder of latents; choose another folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"another process is encoding in {folder}; wait for it, or choose another folder.") from error
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        for path in folder.iterdir():
-            if re.fullmatch(_ASIDE, path.name):  # of a process that was killed as it wrote
-                path.unlink()
-        yield
-    finally:
-        lock.release()

@@ -41,10 +41,10 @@ class Batch(NamedTuple):
 
 @final
 class _Batches(Dataset["Batch | str"]):
-    """The batch of each step, as a worker computes it, or why there is none."""
+    """Some positions of the batch of each step, as a worker computes it, or why there is none."""
 
-    def __init__(self, images: Images, config: DataConfig, batch: int, seed: int) -> None:
-        self.images, self.config, self.batch, self.seed = images, config, batch, seed
+    def __init__(self, images: Images, config: DataConfig, batch: int, seed: int, part: slice) -> None:
+        self.images, self.config, self.batch, self.seed, self.part = images, config, batch, seed, part
         self.buckets = images.buckets()
         self.counts = [len(bucket.rows) for bucket in self.buckets]
 
@@ -54,16 +54,30 @@ class _Batches(Dataset["Batch | str"]):
         except InputError as error:  # raised again by the process that trains, without the worker's traceback
             return str(error)
 
+    def of(self, part: slice) -> "_Batches":
+        """Of other positions."""
+        return _Batches(self.images, self.config, self.batch, self.seed, part)
+
+    def seeded(self, seed: int) -> "_Batches":
+        """In another order."""
+        return _Batches(self.images, self.config, self.batch, seed, self.part)
+
     def _batch(self, step: int) -> Batch:
         still = self._is_of_stills(step)
         if still and self.images.stills is not None:
             index = batch_indices(step, self.batch, len(self.images.stills), self.seed, "order of stills")
-            return self._fetched(step, index, self.images.stills, self.images.stills)
-        number, rows = bucket_indices(step, self.batch, self.counts, self.seed)
+            return self._fetched(step, index[self.part], self.images.stills, self.images.stills)
+        number, rows = bucket_indices(step, self.batch, self.counts, self.seed, self.images.order)
         bucket = self.buckets[number]
-        batch = self._fetched(step, bucket.rows[rows], self.images, bucket.images)
+        batch = self._fetched(step, bucket.rows[rows[self.part]], self.images, bucket.images)
         # A causal autoencoder makes the first frame of latents of the first frame of pixels alone.
         return batch._replace(pixels=batch.pixels[:, :, :1].clone()) if still else batch
+
+    def kind(self, step: int) -> int:
+        """See `Loader.kind`."""
+        if self._is_of_stills(step):
+            return -1
+        return bucket_indices(step, self.batch, self.counts, self.seed)[0] if len(self.counts) > 1 else 0
 
     def _is_of_stills(self, step: int) -> bool:
         is_clip = len(self.images.shape) == 4 and self.images.shape[1] > 1
@@ -72,7 +86,7 @@ class _Batches(Dataset["Batch | str"]):
     def _fetched(self, step: int, index: Tensor, images: Images, at: Images) -> Batch:
         """The rows `index` of `images`, fetched `at` one shape."""
         # Crops and mirrors are keyed by the step and the place in the batch, like every other draw.
-        draws = Key(self.seed, "training crop", step).uniform(torch.arange(self.batch), (4,))
+        draws = Key(self.seed, "training crop", step).uniform(self._positions, (4,))
         wanders = self.config.crop == "random" or images.prepared
         pixels = at.fetch(index, draws[:, [0, 1, 3]] if wanders else None)
         if self.config.flip and not images.prepared:
@@ -83,8 +97,12 @@ class _Batches(Dataset["Batch | str"]):
     def _captions(self, step: int, index: Tensor, images: Images) -> tuple[str, ...]:
         if not images.captioned:
             return ("",) * len(index)
-        choice = Key(self.seed, "training caption", step).uniform(torch.arange(self.batch))
+        choice = Key(self.seed, "training caption", step).uniform(self._positions)
         return tuple(images.captions(index, choice))
+
+    @property
+    def _positions(self) -> Tensor:
+        return torch.arange(self.batch)[self.part]
 
 
 @final
@@ -103,7 +121,7 @@ class _From(Sampler[int]):
 
 @final
 class Loader:
-    """Gives the batch of any step; steps asked for in order have been decoded ahead by other processes.
+    """Gives the batch of any step, or a part of it; other processes decode ahead what is asked for step by step.
 
     Args:
         images: what to train on.
@@ -111,13 +129,17 @@ class Loader:
         batch: B.
         steps: steps in all.
         seed: seed of the run.
+        share: the positions in the batch that are decoded ahead: those that this process trains on.
 
     Attributes:
         waited: seconds spent waiting for data so far.
     """
 
-    def __init__(self, images: Images, config: DataConfig, batch: int, steps: int, seed: int) -> None:
-        self._batches, self._steps = _Batches(images, config, batch, seed), steps
+    def __init__(
+        self, images: Images, config: DataConfig, batch: int, steps: int, seed: int, share: slice = slice(None)
+    ) -> None:
+        self._share, self._steps = slice(*share.indices(batch)[:2]), steps
+        self._batches = _Batches(images, config, batch, seed, self._share)
         asked = max(1, (os.cpu_count() or 1) // 2) if config.workers is None else config.workers
         self._workers = asked if images.costly or (images.stills is not None and images.stills.costly) else 0
         self._tell_small_buckets(batch)
@@ -126,18 +148,39 @@ class Loader:
         self._last: tuple[int, Batch] | None = None
         self.waited = 0.0
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of `step`; the same whatever was asked for before."""
-        if self._last is not None and self._last[0] == step:
-            return self._last[1]
+    def __call__(self, step: int, part: slice = slice(None)) -> Batch:
+        """The batch of `step`, the same whatever was asked for before; of it the positions `part`."""
         began = time.perf_counter()
-        batch = self._ahead(step) if self._workers and step < self._steps else self._batches[step]
+        start, stop, _ = part.indices(self._batches.batch)
+        if self._share.start <= start and stop <= self._share.stop:
+            mine = self._mine(step)
+            inside = slice(start - self._share.start, stop - self._share.start)
+            batch = Batch(mine.pixels[inside], mine.labels[inside], mine.captions[inside], mine.index[inside])
+        else:
+            batch = self._checked(self._batches.of(part)[step])
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def kind(self, step: int) -> int:
+        """Which of a few shapes the batch of `step` has: the number of its bucket, −1 for stills."""
+        return self._batches.kind(step)
+
+    def reseed(self, seed: int) -> None:
+        """Give other batches from now on, as a run of another seed would have."""
+        self._batches = self._batches.seeded(seed)
+        self._next, self._last, self._iterator = -1, None, iter(())
+
+    def _mine(self, step: int) -> Batch:
+        """What this process trains on."""
+        if self._last is None or self._last[0] != step:
+            batch = self._ahead(step) if self._workers and step < self._steps else self._batches[step]
+            self._last = step, self._checked(batch)
+        return self._last[1]
+
+    def _checked(self, batch: "Batch | str") -> Batch:
         if isinstance(batch, str):
             raise InputError(batch)
-        batch = batch._replace(pixels=to_float(batch.pixels))
-        self.waited += time.perf_counter() - began
-        self._last = step, batch
-        return batch
+        return batch._replace(pixels=to_float(batch.pixels))
 
     def _tell_small_buckets(self, batch: int) -> None:
         for bucket, count in zip(self._batches.buckets, self._batches.counts, strict=True):

@@ -1,8 +1,8 @@
 """The training of an autoencoder, against a discriminator if asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from PIL import Image
@@ -32,6 +32,7 @@ from rectiflow.models.autoencoder import load_autoencoder, save_autoencoder
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.config import OptimiserConfig
 from rectiflow.training.diagnostics import latent_diagnostics, latents_dead, verdict
+from rectiflow.training.parts import share
 from rectiflow.training.stage import Stage
 
 _HELD_OUT, _CHUNK, _STATISTICS = 256, 32, 1024
@@ -54,9 +55,6 @@ class AutoencoderStage(Stage):
         config: the run.
         data: pictures or clips to train on.
         device: where to train.
-
-    Attributes:
-        wrapped: what each submodule is called through in its own turn; a data-parallel wrapper goes here.
     """
 
     config: AutoencoderRunConfig
@@ -69,7 +67,7 @@ class AutoencoderStage(Stage):
         check_sides(config.network.factor, data.size)
         check_frames(config.network.temporal, data.shape)
         self.samples_per_step = config.batch
-        self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed)
+        self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed, share(config))
         torch.manual_seed(config.seed % 2**63)
         self.vae, self.turns = build_autoencoder(config.network), ("autoencoder",)
         if config.start_from:
@@ -84,7 +82,6 @@ class AutoencoderStage(Stage):
             kind = Discriminator if config.network.temporal == 1 else VideoDiscriminator
             self.discriminator = kind(data.shape[0], asked.width, layers)
             networks["discriminator"], self.turns = self.discriminator, ("autoencoder", "discriminator")
-        self.wrapped: dict[str, Callable[..., Any]] = dict(networks)
         self.module = nn.ModuleDict(networks)
         # Running means of the logits of real and made pictures, and the steps they were taken over (LeCam).
         self.module.register_buffer("logits", torch.zeros(3))
@@ -120,6 +117,20 @@ class AutoencoderStage(Stage):
         """The step from which a submodule is trained."""
         return self.config.discriminator_from[0] if turn == "discriminator" else 0
 
+    def kind(self, step: int) -> Hashable:
+        """By the adversary's part, the shape of the pictures, and whether they are shrunk and turned."""
+        moved = bool(self._move_draw(step)[0] < self.config.loss.equivariance)
+        return super().kind(step), step >= self.config.discriminator_from[1], moved, self.loader.kind(step)
+
+    def changes_at(self, step: int) -> bool:
+        """Where the adversary is first felt."""
+        return self.discriminator is not None and step == self.config.discriminator_from[1]
+
+    def detour(self, number: int) -> None:
+        """Take the data in another order, and other draws with them."""
+        super().detour(number)
+        self.loader.reseed(self.seed)
+
     def optimiser_of(self, turn: str) -> OptimiserConfig:
         """How a submodule is moved: the discriminator at its own rate, if it has one."""
         rate = self.config.discriminator.lr
@@ -129,19 +140,19 @@ class AutoencoderStage(Stage):
 
     def loss(self, step: int, part: slice = slice(None), turn: str = "autoencoder") -> Tensor:
         """Mean loss of one of the two over the batch of `step`, or the share of a part of it."""
-        x = self.loader(step).pixels[part].to(self.device)
+        x = self.loader(step, part).pixels.to(self.device)
         index = torch.arange(self.config.batch)[part]
         self.waited = self.loader.waited
-        share = len(index) / self.config.batch
+        weight = len(index) / self.config.batch
         if turn == "discriminator":
-            return share * self._game(x, step, part)
-        return share * self._reconstruct(x, step, part, index)
+            return weight * self._game(x, step, part)
+        return weight * self._reconstruct(x, step, part, index)
 
     def _reconstruct(self, x: Tensor, step: int, part: slice, index: Tensor) -> Tensor:
         config, size = self.config, x[0].numel()
         move = self._move(step, x)
         draw = self._draw("posterior", step, index, x)
-        made, moments = self.wrapped["autoencoder"](x, draw, move)
+        made, moments = self.vae(x, draw, move)
         x = x if move is None else move(x, config.network.factor)
         posterior = Posterior.of(moments.float())
         divergence = posterior.divergence()
@@ -183,8 +194,8 @@ class AutoencoderStage(Stage):
                 made, _ = self.vae(x, self._draw("posterior", step, index, x), self._move(step, x))
         x = self._moved(step, x)  # a step of shrunk and turned pictures is judged beside real ones moved alike
         x = x.requires_grad_(asked.penalty > 0)
-        # One call, so that a data-parallel wrapper sees one forward pass.
-        real, fake = self.wrapped["discriminator"](torch.cat([x, made.to(x.dtype)])).float().chunk(2)
+        assert self.discriminator is not None
+        real, fake = self.discriminator(torch.cat([x, made.to(x.dtype)])).float().chunk(2)
         loss = hinge(real, fake).mean()
         if asked.penalty:
             loss = loss + asked.penalty / 2 * gradient_penalty(real, x).mean()
@@ -276,13 +287,16 @@ class AutoencoderStage(Stage):
 
     def _move(self, step: int, x: Tensor) -> Move | None:
         """How this step's latents are shrunk and turned, if they are."""
-        uniform = self._key("equivariance", step).uniform(torch.arange(1), (3,))[0]
+        uniform = self._move_draw(step)
         if uniform[0] >= self.config.loss.equivariance:
             return None
         factor = self.config.network.factor
         # Never smaller than what the discriminator can see.
         least = 1 if self.discriminator is None else -(-self.discriminator.least_side // factor)
         return Move.drawn(uniform[1:], x.shape[-2] // factor, x.shape[-1] // factor, least)
+
+    def _move_draw(self, step: int) -> Tensor:
+        return self._key("equivariance", step).uniform(torch.arange(1), (3,))[0]
 
     def _moved(self, step: int, x: Tensor) -> Tensor:
         move = self._move(step, x)
@@ -293,7 +307,7 @@ class AutoencoderStage(Stage):
         return self._key(purpose, step).normal(index, shape).to(self.device)
 
     def _key(self, purpose: str, step: int) -> Key:
-        return Key(self.config.seed, f"autoencoder {purpose}", step)
+        return Key(self.seed, f"autoencoder {purpose}", step)
 
 
 def _vae(module: nn.Module) -> VAE | VideoVAE:

@@ -79,6 +79,34 @@ class EveryConfig(Config):
     average: int = Field(200, ge=0)
 
 
+class ParallelConfig(Config):
+    """How the processes of a job, as `torchrun` starts them, train one model together.
+
+    Args:
+        kind: "ddp", each process has all weights; "fsdp" (FSDP2), the weights of a flow are cut up among them.
+        shard: processes that share one copy of the weights, of kind "fsdp"; 0 is all of them. A divisor of their number
+            gives several copies, cut up alike (HSDP): with the processes of a machine, weights stay within it.
+    """
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    shard: int = Field(0, ge=0)
+
+
+class GuardConfig(Config):
+    """What a run does about steps whose loss or gradient is not finite, or whose loss jumps: they are not taken.
+
+    Args:
+        spike: interquartile ranges of the last 200 losses, above their median, from which a loss counts as a jump (if
+            it is also over twice the median); 0 is never.
+        skips: bad steps in a row after which the run goes back to its last good checkpoint, with another data order.
+        rollbacks: times that it may go back; then it ends with the reason.
+    """
+
+    spike: float = Field(20.0, ge=0)
+    skips: int = Field(5, ge=1)
+    rollbacks: int = Field(3, ge=0)
+
+
 class TrainingConfig(Config, ABC):
     """What every training run has. Subclasses are final.
 
@@ -92,6 +120,11 @@ class TrainingConfig(Config, ABC):
         ema: the average of the weights that becomes the model; a number is the decay of an exponential one.
         every: steps between logs, checks, previews and checkpoints.
         keep: checkpoints kept, the newest.
+        keep_best: checkpoints kept besides, those of the least held-out loss.
+        save_aside: write checkpoints while training goes on; the state is copied first.
+        watch: where metrics go beside the run's own metrics.jsonl: "tensorboard", "wandb" (if installed).
+        guard: what is done about steps that would do harm.
+        parallel: how several processes train one model.
         seed: any integer.
         precision: "auto" measures float32 against bfloat16 autocast; the choice is written into `run.yaml`.
         device: "auto", "cpu", "cuda" or "mps".
@@ -110,6 +143,11 @@ class TrainingConfig(Config, ABC):
     ema: EmaConfig = EmaConfig()
     every: EveryConfig = EveryConfig()
     keep: int = Field(2, ge=1)
+    keep_best: int = Field(0, ge=0)
+    save_aside: bool = True
+    watch: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    guard: GuardConfig = GuardConfig()
+    parallel: ParallelConfig = ParallelConfig()
     seed: int = 0
     precision: PrecisionName = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rectiflow.training.config import EmaConfig
+from rectiflow.training.shards import local
 
 
 def relative_length(gamma: float) -> float:
@@ -39,6 +40,11 @@ class WeightAverage(ABC):
 
     module: nn.Module
     by_length: Mapping[float, nn.Module]
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All averages that are kept."""
+        return tuple(self.by_length.values()) or (self.module,)
 
     @abstractmethod
     def update(self, module: nn.Module, step: int) -> None:
@@ -122,6 +128,6 @@ def _follower(module: nn.Module) -> nn.Module:
 def _move(average: nn.Module, module: nn.Module, share: float) -> None:
     """Put `share` of the weights of `module` into the average; buffers are those of `module`."""
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), share)
+        torch._foreach_lerp_([local(p) for p in average.parameters()], [local(p) for p in module.parameters()], share)
         for mine, theirs in zip(average.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)

@@ -6,6 +6,7 @@ shape of x. So a VAE, a GAN and a flow of equal size differ in nothing but what 
 
 import math
 from abc import abstractmethod
+from collections.abc import Hashable
 from typing import final
 
 import torch
@@ -124,6 +125,10 @@ class GANStage(OneStepStage):
         else:
             losses = self._with_penalty(x, made.detach(), condition)
         return losses.sum() / self.config.batch
+
+    def kind(self, step: int) -> Hashable:
+        """By the penalty too."""
+        return super().kind(step), step % self.config.gan.penalty_every == 0
 
     def _with_penalty(self, x: Tensor, made: Tensor, condition: Condition | None) -> Tensor:
         """The critic's loss of each pair with the penalty on its gradients, which counts for the steps without."""

@@ -1,23 +1,21 @@
 """A run folder: begun, gone on with, or found finished; never overwritten by another run."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import recover_folder, unwritable, write_text
+from rectiflow.base.files import recover_folder
+from rectiflow.base.ranks import first_then_others, from_first, started
 from rectiflow.conditioning.encoders import check_encoders
 from rectiflow.data.images import ImageSet
-from rectiflow.data.sets import copy_index, is_index, keep_index, open_set, open_source
+from rectiflow.data.sets import copy_index, keep_index, open_set, open_source
 from rectiflow.flow.weight import weight_at_log_snrs
+from rectiflow.training.alike import check_alike
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.autoencoder_stage import AutoencoderStage
 from rectiflow.training.blocks import apply_switches
@@ -26,16 +24,25 @@ from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.generators import GANStage, VAEStage
+from rectiflow.training.interrupt import Interrupt
 from rectiflow.training.log import RunLog, last_metrics
+from rectiflow.training.parallel import check_parallel
+from rectiflow.training.parts import parts
 from rectiflow.training.precision import resolve_device, resolve_precision
+from rectiflow.training.run_folder import (
+    INDEX_NAME,
+    SOURCE_INDEX_NAME,
+    agreed_former,
+    alone_in,
+    finished,
+    read_run,
+    write_down,
+)
+from rectiflow.training.sinks import check_sinks, open_sinks
 from rectiflow.training.stage import Stage
 from rectiflow.training.stages import FlowStage, Latents, PictureStage
-from rectiflow.training.trainer import Interrupt, Trainer, parts
+from rectiflow.training.trainer import Trainer
 
-CONFIG_NAME = "run.yaml"
-INDEX_NAME = "inventory"
-SOURCE_INDEX_NAME = "source-inventory"
-LOCK_NAME = ".lock"
 CAPTIONS_NAME = "captions"
 GENERATORS: dict[str, type[FlowStage] | type[VAEStage] | type[GANStage]] = {
     "flow": FlowStage,
@@ -57,21 +64,6 @@ class Outcome:
     step: int
     finished: bool
     trained: bool
-
-
-def read_run(folder: Path) -> RunConfig | AutoencoderRunConfig:
-    """The configuration of the run in `folder`.
-
-    Raises:
-        InputError: there is no run, or its `run.yaml` is not valid.
-    """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise InputError(f"{folder} is not a run: it has no {CONFIG_NAME}.")
-    values = read_yaml(path)
-    if values.get("objective") == "autoencoder":
-        return AutoencoderRunConfig.parse(values, str(path))
-    return RunConfig.parse(values, str(path))
 
 
 def source_of(config: TrainingConfig, data: ImageSet, index: Path | None) -> ImageSet | None:
@@ -110,15 +102,10 @@ def train(config: TrainingConfig, folder: Path, console: Console, index: Path | 
     Raises:
         InputError: the folder holds another run or something else, or training cannot go on; one line.
     """
-    former = former_run(config, folder)
+    check_alike(config)
+    former = agreed_former(config, folder)
     with alone_in(folder):
         return train_here(former or config, former, folder, console, index=index)
-
-
-def finished(config: TrainingConfig, folder: Path) -> bool:
-    """Whether all steps of a run are done and its model is there."""
-    saved = Checkpoints(folder / "checkpoints", config.keep).steps()
-    return bool(saved) and saved[-1] == config.steps and (folder / "model" / "config.json").is_file()
 
 
 def check_texts(config: TrainingConfig) -> None:
@@ -142,14 +129,28 @@ def pictures_of(config: TrainingConfig, index: Path | None, console: Console) ->
     return data
 
 
-def write_down(config: TrainingConfig, data: ImageSet, folder: Path) -> None:
-    """Write a run's settings and which pictures it has.
+def _sets(
+    config: TrainingConfig, former: TrainingConfig | None, folder: Path, console: Console, index: Path | None
+) -> tuple[ImageSet, ImageSet | None]:
+    """The pictures of a run, and those that it starts from if it is a bridge.
 
-    Raises:
-        InputError: the disk is full or read-only.
+    Of several processes the first one looks through the folders and keeps what it found, the others open that.
     """
-    keep_index(data, folder / INDEX_NAME)
-    write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
+    begins = former is None
+    data = source = None
+    with first_then_others() as mine:
+        where = index if begins and mine else folder / INDEX_NAME
+        data = pictures_of(config, where, console) if mine else open_set(config.data, where)
+        if config.data.source_dir:
+            source = source_of(config, data, None if begins and mine else folder / SOURCE_INDEX_NAME)
+            assert source is not None
+            _report(source, console)
+        if mine and begins and started():
+            keep_index(data, folder / INDEX_NAME)
+            if source is not None:
+                keep_index(source, folder / SOURCE_INDEX_NAME)
+    assert data is not None
+    return data, source
 
 
 def train_here(
@@ -176,29 +177,34 @@ def train_here(
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
+    check_sinks(config.watch)
     check_texts(config)
-    data = pictures_of(config, index if former is None else folder / INDEX_NAME, console)
-    stage, source = _stage(config, data, device, latents), None
-    if config.data.source_dir:
-        source = source_of(config, data, None if former is None else folder / SOURCE_INDEX_NAME)
-        assert source is not None
-        _report(source, console)
+    data, source = _sets(config, former, folder, console, index)
+    stage = _stage(config, data, device, latents)
+    check_parallel(stage)
+    if source is not None:
         stage.bridge_from(source)
     apply_switches(stage.module, config)
-    precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage, config))
+    with first_then_others() as mine:
+        precision, reason = ("", "")
+        if mine:
+            precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage, config))
+    precision, reason = from_first((precision, reason))
     config = stage.config.model_copy(update={"precision": precision})
-    if config != former:
-        _probe(stage, config)  # settings that cannot be trained are refused before they are written down
-        if source is not None:
-            keep_index(source, folder / SOURCE_INDEX_NAME)
-        if former is None and index is not None:
-            copy_index(index, folder / INDEX_NAME)
-        write_down(config, data, folder)
+    with first_then_others() as mine:
+        if mine and config != former:
+            _probe(stage, config)  # settings that cannot be trained are refused before they are written down
+            if source is not None:
+                keep_index(source, folder / SOURCE_INDEX_NAME)
+            if former is None and index is not None:
+                copy_index(index, folder / INDEX_NAME)
+            write_down(config, data, folder)
     if isinstance(stage, PictureStage) and stage.config.text is not None:
         place = Path(stage.config.text.cache) if stage.config.text.cache else folder / CAPTIONS_NAME
-        stage.encoders = with_states(stage.encoders, data, place, console)
+        with first_then_others():
+            stage.encoders = with_states(stage.encoders, data, place, console)
     trainer = Trainer(stage, config, folder, device)
-    start = trainer.restore()
+    start = trainer.restore(lambda words: console.print(words, highlight=False, soft_wrap=True))
     size = sum(p.numel() for p in stage.module.parameters())
     console.print(
         f"{config.recipe}: {len(data.train)} training samples, {len(data.held_out)} held out; "
@@ -208,7 +214,9 @@ def train_here(
     )
     for note in config.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    with RunLog(folder, start, config.steps, console) as log, Interrupt() as interrupt:
+    with first_then_others():
+        sinks = open_sinks(config.watch, folder, start, config.model_dump(mode="json"))
+    with RunLog(folder, start, config.steps, console, sinks) as log, Interrupt() as interrupt:
         if start == config.steps:
             trainer.save()  # the model was lost after its last checkpoint
         done = trainer.fit(log, interrupt)
@@ -222,31 +230,6 @@ def _stage(config: TrainingConfig, data: ImageSet, device: torch.device, latents
     return GENERATORS[config.objective](config, data, device, latents)
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder while training; the operating system lets go of it however the process ends.
-
-    Raises:
-        InputError: another process trains there, or the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_NAME, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"another process is training in {folder}; wait for it, or choose another --run.") from error
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if not (folder / CONFIG_NAME).exists():  # refused before it began: leave nothing behind
-            (folder / LOCK_NAME).unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
-
-
 def _report(data: ImageSet, console: Console) -> None:
     """A table of what was found in a folder, used, skipped and why."""
     if not data.report:
@@ -255,52 +238,6 @@ def _report(data: ImageSet, console: Console) -> None:
     for what, count, note in data.report:
         table.add_row(what, f"{count:,}", note)
     console.print(table)
-
-
-def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
-    """The run that `folder` already holds, if it is this one; None if it holds nothing."""
-    if not (folder / CONFIG_NAME).exists():
-        if folder.exists() and (not folder.is_dir() or any(not _is_remnant(path) for path in folder.iterdir())):
-            raise InputError(f"{folder} is not empty and not a run; choose another --run.")
-        return None
-    former = read_run(folder)
-    if former.recipe != config.recipe:
-        raise InputError(
-            f"{folder} is a run of recipe {former.recipe}, not {config.recipe}; choose another --run, "
-            f"or go on with it: rectiflow train --resume {folder}"
-        )
-    there = former.model_dump(mode="json")
-    asked = _comparable(config.model_dump(mode="json"), there)
-    if names := differences(asked, there):
-        first = names[0]
-        raise InputError(
-            f"{folder} was begun with other settings ({', '.join(names)}; {first} is {_at(there, first)} there, "
-            f"{_at(asked, first)} here); choose another --run, or go on with it as it is: "
-            f"rectiflow train --resume {folder}"
-        )
-    return former
-
-
-def _is_remnant(path: Path) -> bool:
-    """Whether a run that was cut off before its first line left this: nothing of the user's is taken for it."""
-    return path.name == LOCK_NAME or (path.name in (INDEX_NAME, SOURCE_INDEX_NAME) and is_index(path))
-
-
-def _comparable(asked: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
-    # A choice left to the machine or to the data is no difference from what was then chosen.
-    values = dict(asked)
-    for name, value in asked.items():
-        if isinstance(value, dict) and isinstance(there.get(name), dict):
-            values[name] = _comparable(value, there[name])
-        elif value in (None, "auto"):
-            values[name] = there.get(name)
-    return values
-
-
-def _at(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def _probe(stage: Stage, config: TrainingConfig) -> None:

@@ -1,13 +1,15 @@
 """The interface of what one kind of training optimises."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from rectiflow.base.errors import InputError
+from rectiflow.base.randomness import Key
 from rectiflow.data.images import ImageSet
 from rectiflow.training.config import OptimiserConfig, TrainingConfig
 
@@ -22,6 +24,9 @@ class Stage(ABC):
         samples_per_step: training samples that a step takes.
         waited: seconds that `loss` has spent waiting for data so far.
         observed: what the newest call of `loss` saw beside the loss, by name; scalars, detached.
+        may_be_sharded: whether all that trains `module` goes through its call, so that its weights may be cut up.
+        may_leave_out: whether some steps leave a part of `module` without a gradient, as those of stills do with layers
+            along time.
     """
 
     config: TrainingConfig
@@ -30,6 +35,9 @@ class Stage(ABC):
     samples_per_step: int
     waited: float = 0.0
     observed: Mapping[str, Tensor] = {}
+    may_be_sharded: bool = False
+    may_leave_out: bool = True
+    _detour: int = 0
 
     @abstractmethod
     def loss(self, step: int, part: slice = slice(None), turn: str = "") -> Tensor:
@@ -59,6 +67,26 @@ class Stage(ABC):
         """
         raise InputError(f"recipe {self.config.recipe} starts from no other pictures; leave data.source_dir out.")
 
+    @property
+    def seed(self) -> int:
+        """Of the draws and the order of training: the run's, until it takes a detour."""
+        return self.config.seed if not self._detour else _other_seed(self.config.seed, self._detour)
+
+    def detour(self, number: int) -> None:
+        """Train on with the data in another order and with other draws: those of the detour of that number.
+
+        Detour 0 is the run as it began.
+        """
+        self._detour = number
+
+    def changes_at(self, step: int) -> bool:
+        """Whether losses mean something else from this step on."""
+        return False
+
+    def kind(self, step: int) -> Hashable:
+        """What tells how much there is to compute in a step: steps of one kind cost alike."""
+        return self.turns_at(step)
+
     def begins(self, turn: str) -> int:
         """The step from which a submodule is trained."""
         return 0
@@ -77,3 +105,7 @@ class Stage(ABC):
     def alarms(self, means: Mapping[str, float]) -> dict[str, str]:
         """What a person should be told at once, in a line each, by a name that stands for it; told once."""
         return {}
+
+
+def _other_seed(seed: int, number: int) -> int:
+    return int(Key(seed, "detour").words(torch.tensor([number]), 1))

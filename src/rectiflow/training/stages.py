@@ -1,7 +1,7 @@
 """What one kind of training optimises."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -36,8 +36,10 @@ from rectiflow.networks.build import build
 from rectiflow.networks.config import Inputs, NetworkConfig, fitted
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
+from rectiflow.training.bands import by_noise_level
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.given import APicture, Frames, Giver, Nothing, Taken
+from rectiflow.training.parts import share
 from rectiflow.training.stage import Stage
 
 _CHUNK = 256
@@ -116,7 +118,7 @@ class PictureStage(Stage):
         self.giver = _giver(config, data)
         self.samples_per_step = config.batch
         self.stored = latents.data if latents else data
-        self.loader = Loader(self.stored.train, config.data, config.batch, config.steps, config.seed)
+        self.loader = self._loader(self.stored.train, config.seed)
         torch.manual_seed(config.seed % 2**63)
         self.flow = Flow.build(build(network), config.flow).to(device)
         self.sources: Loader | None = None
@@ -125,9 +127,26 @@ class PictureStage(Stage):
         """Start from pictures of `source`, of the shape of the data, in place of noise."""
         config = self.config
         # Another order than the data's, or equal numbers of pictures would be paired as they are sorted.
-        self.sources = Loader(source.train, config.data, config.batch, config.steps, seed=~config.seed)
+        self.sources = self._loader(source.train, ~config.seed)
         shown = source.unseen
         self.flow.source = Pictures(lambda rows: self.autoencoder.encode(to_float(shown.fetch(rows))), len(shown))
+
+    def _loader(self, images: Images, seed: int) -> Loader:
+        """Of the positions in a batch that this process trains on: all of them where samples are paired over it."""
+        config = self.config
+        mine = slice(None) if config.objective == "flow" and coupling(config.flow).whole else share(config)
+        return Loader(images, config.data, config.batch, config.steps, seed, mine)
+
+    def kind(self, step: int) -> Hashable:
+        """By the shape of the pictures."""
+        return super().kind(step), self.loader.kind(step)
+
+    def detour(self, number: int) -> None:
+        """Take the data in another order, and other draws with them."""
+        super().detour(number)
+        self.loader.reseed(self.seed)
+        if self.sources is not None:
+            self.sources.reseed(~self.seed)
 
     @abstractmethod
     def flow_of(self, module: nn.Module) -> Flow:
@@ -189,12 +208,11 @@ class PictureStage(Stage):
         """Latents, conditions and positions of a part of the batch of `step`."""
         index = torch.arange(self.config.batch)[part]
         self._seed(step, index)
-        batch = self.loader(step)
-        pixels = batch.pixels[part]
+        batch = self.loader(step, part)
         self.waited = self.loader.waited + (self.sources.waited if self.sources else 0.0)
-        taken = self._taken(pixels, batch.index[part], self._key("dequantise", step), index)
+        taken = self._taken(batch.pixels, batch.index, self._key("dequantise", step), index)
         image = self.giver.image(taken, step, index)
-        return taken.latents, self._condition(batch.labels[part], batch.captions[part], image), index
+        return taken.latents, self._condition(batch.labels, batch.captions, image), index
 
     def _seed(self, step: int, index: Tensor) -> None:
         """What a network draws by itself, such as dropout, it draws from torch's generator: a part its own."""
@@ -213,7 +231,8 @@ class PictureStage(Stage):
         """What the samples at `index` of the batch of `step` start from."""
         if self.sources is None:
             return self._noise("noise", step, index, like)
-        return self.autoencoder.encode(self.sources(step).pixels[index].to(self.device))
+        part = slice(int(index[0]), int(index[-1]) + 1)
+        return self.autoencoder.encode(self.sources(step, part).pixels.to(self.device))
 
     def _noise(self, purpose: str, step: int, index: Tensor, like: Tensor) -> Tensor:
         return self.flow.source.sample(self._key(purpose, step), index, like.shape[1:]).to(self.device)
@@ -224,9 +243,9 @@ class PictureStage(Stage):
 
     def _dropped(self, condition: Condition, step: int, index: Tensor) -> Condition:
         """Some of the conditions replaced by ∅, and some captions by none for one of the encoders alone."""
-        for number, share in enumerate(self.config.encoder_dropout):
-            if share:
-                chosen = self._key(f"caption dropout {number}", step).uniform(index) < share
+        for number, part in enumerate(self.config.encoder_dropout):
+            if part:
+                chosen = self._key(f"caption dropout {number}", step).uniform(index) < part
                 condition = condition.drop_text(number, chosen.to(self.device))
         condition = self.giver.dropped(condition, step, index)
         chosen = self._key("condition dropout", step).uniform(index) < self.config.condition_dropout
@@ -259,7 +278,7 @@ class PictureStage(Stage):
         return self.autoencoder.encode(pixels.to(self.device))
 
     def _key(self, purpose: str, step: int = 0) -> Key:
-        return Key(self.config.seed, f"training {purpose}", step)
+        return Key(self.config.seed if purpose.startswith("held-out") else self.seed, f"training {purpose}", step)
 
 
 @final
@@ -270,7 +289,8 @@ class FlowStage(PictureStage):
         super().__init__(config, data, device, latents)
         self.coupling = coupling(config.flow)
         self.times = partial(weighted_times, self.flow, config.times, config.weight)
-        self.module = self.flow
+        self.module, self.may_be_sharded = self.flow, True
+        self.may_leave_out = bool(self.encoders) or len(data.shape) == 4
 
     def flow_of(self, module: nn.Module) -> Flow:
         """The module itself."""
@@ -290,7 +310,9 @@ class FlowStage(PictureStage):
         t = stratified(density, self._key("time", step), index, self.config.batch)
         if condition is not None:
             condition = self._dropped(condition, step, index)
-        return flow_matching_loss(self.flow, x, t, z, condition, weight).sum() / self.config.batch
+        losses = flow_matching_loss(self.flow, x, t, z, condition, weight)
+        self.observed = by_noise_level(losses, t)
+        return losses.sum() / self.config.batch
 
     def held_out(self, module: nn.Module) -> dict[str, float]:
         """Mean loss of the first 1,024 held-out samples, each at its own fixed (t, z)."""

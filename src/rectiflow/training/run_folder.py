@@ -1,0 +1,152 @@
+"""A run folder: whose it is, what run it holds, and that one job at a time trains there."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rectiflow.base.config import differences, read_yaml, write_yaml
+from rectiflow.base.errors import InputError
+from rectiflow.base.files import unwritable, write_text
+from rectiflow.base.ranks import first_then_others, from_first
+from rectiflow.data.images import ImageSet
+from rectiflow.data.sets import is_index, keep_index
+from rectiflow.training.autoencoder_config import AutoencoderRunConfig
+from rectiflow.training.checkpoint import Checkpoints
+from rectiflow.training.config import TrainingConfig
+from rectiflow.training.generator_config import RunConfig
+
+CONFIG_NAME = "run.yaml"
+INDEX_NAME = "inventory"
+SOURCE_INDEX_NAME = "source-inventory"
+LOCK_NAME = ".lock"
+HOW = ("parallel", "threads", "watch")  # settings of how a run is carried out; what it comes to is the same
+
+
+def read_run(folder: Path) -> RunConfig | AutoencoderRunConfig:
+    """The configuration of the run in `folder`.
+
+    Raises:
+        InputError: there is no run, or its `run.yaml` is not valid.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run: it has no {CONFIG_NAME}.")
+    values = read_yaml(path)
+    if values.get("objective") == "autoencoder":
+        return AutoencoderRunConfig.parse(values, str(path))
+    return RunConfig.parse(values, str(path))
+
+
+def finished(config: TrainingConfig, folder: Path) -> bool:
+    """Whether all steps of a run are done and its model is there."""
+    saved = Checkpoints(folder / "checkpoints", config.keep).steps()
+    return bool(saved) and saved[-1] == config.steps and (folder / "model" / "config.json").is_file()
+
+
+def write_down(config: TrainingConfig, data: ImageSet, folder: Path) -> None:
+    """Write a run's settings and which pictures it has.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    keep_index(data, folder / INDEX_NAME)
+    write_text(folder / CONFIG_NAME, write_yaml(config.model_dump(mode="json")))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder while training; the operating system lets go of it however the process ends.
+
+    Of a job's processes the first one holds it for all.
+
+    Raises:
+        InputError: another job trains there, or the folder cannot be made.
+    """
+    lock = None
+    with first_then_others() as mine:
+        if mine:
+            lock = _acquired(folder)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+            if not (folder / CONFIG_NAME).exists():  # refused before it began: leave nothing behind
+                (folder / LOCK_NAME).unlink(missing_ok=True)
+                for name in (INDEX_NAME, SOURCE_INDEX_NAME):
+                    if is_index(folder / name):
+                        shutil.rmtree(folder / name)
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _acquired(folder: Path) -> FileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process is training in {folder}; wait for it, or choose another --run.") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return lock
+
+
+def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
+    """The run that `folder` already holds, if it is this one, carried out as asked now; None if it holds nothing."""
+    if not (folder / CONFIG_NAME).exists():
+        if folder.exists() and (not folder.is_dir() or any(not _is_remnant(path) for path in folder.iterdir())):
+            raise InputError(f"{folder} is not empty and not a run; choose another --run.")
+        return None
+    former = read_run(folder)
+    if former.recipe != config.recipe:
+        raise InputError(
+            f"{folder} is a run of recipe {former.recipe}, not {config.recipe}; choose another --run, "
+            f"or go on with it: rectiflow train --resume {folder}"
+        )
+    there = former.model_dump(mode="json")
+    asked = _comparable(config.model_dump(mode="json"), there)
+    asked |= {name: there[name] for name in HOW}
+    if names := differences(asked, there):
+        first = names[0]
+        raise InputError(
+            f"{folder} was begun with other settings ({', '.join(names)}; {first} is {_at(there, first)} there, "
+            f"{_at(asked, first)} here); choose another --run, or go on with it as it is: "
+            f"rectiflow train --resume {folder}"
+        )
+    return former.model_copy(update={name: getattr(config, name) for name in HOW})
+
+
+def _is_remnant(path: Path) -> bool:
+    """Whether a run that was cut off before its first line left this: nothing of the user's is taken for it."""
+    return path.name == LOCK_NAME or (path.name in (INDEX_NAME, SOURCE_INDEX_NAME) and is_index(path))
+
+
+def _comparable(asked: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    # A choice left to the machine or to the data is no difference from what was then chosen.
+    values = dict(asked)
+    for name, value in asked.items():
+        if isinstance(value, dict) and isinstance(there.get(name), dict):
+            values[name] = _comparable(value, there[name])
+        elif value in (None, "auto"):
+            values[name] = there.get(name)
+    return values
+
+
+def _at(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def agreed_former(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
+    """`former_run` as the first process of the job finds it."""
+    former = None
+    with first_then_others() as mine:
+        if mine:
+            former = former_run(config, folder)
+    return from_first(former)

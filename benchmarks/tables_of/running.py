@@ -102,8 +102,8 @@ def streams(result: dict) -> str:
     ]
     header = ["", "looked through", "read and decoded", "a second, no workers", "2 workers"]
     return (
-        f"{table(header, rows)}\n\nRows of {result['bytes_of_a_picture'] / 1000:.0f} kB, the first two columns per second "
-        f"of processor time, the others per second at a load of {result['load']:g}. `{result['command']}` on "
+        f"{table(header, rows)}\n\nRows of {result['bytes_of_a_picture'] / 1000:.0f} kB, the first two columns per "
+        f"second of processor time, the others per second at a load of {result['load']:g}. `{result['command']}` on "
         f"{where(result['machine'])}."
     )
 

@@ -152,14 +152,14 @@ def test_an_adversary_that_comes_late_counts_from_then_on(small):
     settings = (
         "data={set: digits, size: null}",
         "network={width: 8, multipliers: [1, 2], latent_channels: 3, groups: 4}",
-        "discriminator={width: 8, layers: 1}",
-        "discriminator_from=[10, 20]",
+        "discriminator={width: 8, layers: 1, start: 0.25, lead: 0.25}",
         "loss.equivariance=0",
         "steps=40",
         "batch=4",
         "precision=float32",
     )
     config = resolve("autoencoder", settings=settings)
+    assert config.discriminator_from == (10, 20)
     watch = Watch(AutoencoderStage(config, digits(), CPU), config, CPU)
     watch.begin()
     alone, game, felt = (watch.flops(step) for step in (0, 15, 30))

@@ -93,6 +93,7 @@ class Watch:
         """FLOPs of a step, by those of this process's first part of its batch."""
         counter = FlopCounterMode(display=False)
         counter.flop_registry |= _CPU_ATTENTION
+        counter.mod_tracker = _Untracked()  # type: ignore[assignment]
         part = parts(self.config)[0]
         # What is compiled cannot be looked into.
         with torch.compiler.set_stance("force_eager"), counter:
@@ -102,6 +103,19 @@ class Watch:
                         loss = self.stage.loss(step, part, turn)
                     loss.backward()
         return counter.get_total_flops() * self.config.batch / (part.stop - part.start)
+
+
+@final
+class _Untracked:
+    """Stands in for torch's tracker of modules, whose hooks break losses with gradients of gradients in them."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *problem: object) -> None:
+        pass
 
 
 def weight_norm(module: nn.Module) -> float:

@@ -33,7 +33,10 @@ def test_a_built_in_set_is_shown(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["digitts"], "no folder at digitts; expected one, shards (.tar or .parquet), or a built-in set: digits, digit-scenes"),
+        (
+            ["digitts"],
+            "no folder at digitts; expected one, shards (.tar or .parquet), or a built-in set: digits, digit-scenes",
+        ),
         (["digits", "--set", "data.sise=3"], "Did you mean 'size'"),
         (["digits", "--out", "x", "--set", "data.size=8"], "leave out --set"),
     ],

@@ -87,7 +87,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 def _acquired(folder: Path) -> FileLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        lock = FileLock(folder / LOCK_NAME, timeout=1)  # `rectiflow info` holds it for an instant
         lock.acquire()
     except Timeout as error:
         raise InputError(f"another process is training in {folder}; wait for it, or choose another --run.") from error

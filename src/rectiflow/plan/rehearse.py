@@ -214,7 +214,7 @@ class _Rehearsal:
     def _enough(self, stamps: list[tuple[int, Cost]]) -> bool:
         taken = len(stamps) - 1
         spent = stamps[-1][1].wall - stamps[min(_WARM, taken)][1].wall
-        slow = taken >= _WARM and stamps[-1][1].wall - stamps[0][1].wall > 3 * self.seconds
+        slow = taken >= _WARM + _LEAST // 2 and stamps[-1][1].wall - stamps[0][1].wall > 3 * self.seconds
         return taken >= _MOST or slow or (taken >= _WARM + _LEAST and spent >= self.seconds)
 
     def _average(self) -> Event:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -42,7 +43,10 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status. A user's mistake is one line on stderr and status 2."""
+    """Run a command; returns its exit status. A user's mistake is one line on stderr and status 2.
+
+    Of the processes of a job, which have the same arguments, the first one speaks, unless they agreed on another.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         print(f"rectiflow {version('rectiflow')}")
@@ -50,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _parse(given or ["--help"])()
     except InputError as error:
-        print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)
+        if error.speaks_for_all or os.environ.get("RANK", "0") == "0":
+            print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:  # a disk that is full or a file that is gone, wherever it was met
         print(f"rectiflow: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -17,6 +17,7 @@ from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
+from rectiflow.base.spread import Spread, alone
 from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.encoders import saved_encoders
 from rectiflow.conditioning.frames import given_frames, put_back
@@ -42,7 +43,7 @@ from rectiflow.models.weights import read_weights
 from rectiflow.networks.build import build
 from rectiflow.networks.config import NetworkConfig
 from rectiflow.request import Request, Samples, check_given_frames
-from rectiflow.sampling.cores import over_cores
+from rectiflow.sampling.cores import even_parts, over_cores
 from rectiflow.sampling.grids import time_grid
 from rectiflow.sampling.guidances import guidance as guidance_named
 from rectiflow.sampling.sample import State, trajectory
@@ -65,6 +66,7 @@ class Pipeline:
         conditioner: what it is told.
         autoencoder: between pictures and what the flow works on.
         training: where the model comes from; for readers only.
+        spread: who of a job's processes makes what of a request: `alone`, or all together (`rectiflow.base.spread`).
     """
 
     flow: Flow
@@ -74,6 +76,7 @@ class Pipeline:
     conditioner: Conditioner = field(default_factory=Conditioner)
     autoencoder: Autoencoder = field(default_factory=Identity)
     training: Mapping[str, Any] = field(default_factory=dict)
+    spread: Spread = alone
 
     def sample(self, request: Request) -> Samples:
         """Pictures for a request.
@@ -82,11 +85,11 @@ class Pipeline:
             InputError: a class, solver, size or number that cannot be; one line.
         """
         labels = self.labels(request)
-        # Equal parts, as many as keep every core busy.
-        cores = torch.get_num_threads() if self._device.type == "cpu" else 1
-        count = cores * -(-len(labels) // (cores * _CHUNK))
-        starts = [len(labels) * part // count for part in range(count + 1)]
-        bounds = [(start, stop) for start, stop in pairwise(starts) if stop > start]
+        pixels = self.spread(partial(self._pictures, request), len(labels))
+        return Samples(pixels, labels, self.prompts(request) if self.takes_prompts else ())
+
+    def _pictures(self, request: Request, start: int, stop: int) -> Tensor:
+        on_cpu = self._device.type == "cpu"
 
         def pictures(part: tuple[int, int]) -> Tensor:
             for state in self.states(request, *part):
@@ -94,9 +97,8 @@ class Pipeline:
             made, given = self.decode(last, request).cpu(), request.given(torch.arange(*part))
             return made if given is None else self.conditioner.degradation.put_back(made, given)
 
-        on_cpu = self._device.type == "cpu"
-        made = over_cores(pictures, bounds) if on_cpu else [pictures(part) for part in bounds]
-        return Samples(torch.cat(made), labels, self.prompts(request) if self.takes_prompts else ())
+        parts = even_parts(start, stop, _CHUNK, torch.get_num_threads() if on_cpu else 1)
+        return torch.cat(over_cores(pictures, parts) if on_cpu else [pictures(part) for part in parts])
 
     def decode(self, state: State, request: Request) -> Tensor:
         """The pictures of a state of sampling, float32 B×C×H×W in about [−1, 1]."""

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rectiflow.autoencoders.config import check_frames, check_sides, fitted
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.errors import InputError
-from rectiflow.base.ranks import first_then_others
+from rectiflow.base.ranks import first_then_others, from_first
 from rectiflow.data.encode import encode_set
 from rectiflow.data.images import ImageSet, to_float
 from rectiflow.data.latents import Manifest, fingerprint, open_latents
@@ -137,9 +137,7 @@ class _Workflow:
                 return Outcome(0, finished=False, trained=True)
             outcome = train_here(self.config, self.config, self.folder, self.console, latents)
         if outcome.finished:
-            with first_then_others() as mine:
-                if mine:
-                    self._evaluate()
+            self._evaluate()
         return outcome
 
     @property
@@ -177,8 +175,9 @@ class _Workflow:
 
     def _evaluate(self) -> None:
         out = self.folder / SCORES
-        about = describe(self.folder / "model")
-        if _reported_step(out / "report.json") == about["model_step"]:
+        with first_then_others():
+            about = describe(self.folder / "model")
+        if from_first(_reported_step(out / "report.json") == about["model_step"]):
             return
         data = open_set(self.config.data, self.folder / INDEX_NAME)
         if min(len(data.held_out), len(data.train)) < _FEWEST:
@@ -193,8 +192,9 @@ class _Workflow:
             shown = open_source(self.config.data, pipeline.shape, self.folder / SOURCE_INDEX_NAME).unseen
             pipeline.start_from(lambda rows: to_float(shown.fetch(rows)), len(shown))
         asked = EvaluateConfig(count=count, steps=self.config.preview.steps, solver=self.config.preview.solver)
-        scores = evaluate(pipeline, data, asked, out, about)["scores"]
-        self._say(f"Fréchet distance {json.dumps(scores['frechet'])}; the report is {out / 'report.md'}.")
+        if report := evaluate(pipeline, data, asked, out, about):
+            distance = json.dumps(report["scores"]["frechet"])
+            self._say(f"Fréchet distance {distance}; the report is {out / 'report.md'}.")
 
     def _say(self, words: str) -> None:
         self.console.print(words, highlight=False, soft_wrap=True)

@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input from the user. The command line prints its message as one line, without a traceback."""
+    """Bad input from the user. The command line prints its message as one line, without a traceback.
+
+    Attributes:
+        speaks_for_all: whether, of a job's processes, the one that raised this is to say it (`ranks.joined`).
+    """
+
+    speaks_for_all = False
 
 
 def near_miss(got: str, known: Iterable[str]) -> str:

@@ -12,6 +12,8 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from rectiflow.base.errors import InputError
 
@@ -43,25 +45,69 @@ def first() -> bool:
 def joined() -> Iterator[None]:
     """With the other processes of the job, if `torchrun` started any; parted from them at the end.
 
+    Where one fails, all leave, and one says why: the first to fail. The others exit without a word.
+
     Raises:
-        InputError: the others cannot be met.
+        InputError: the others cannot be met, or another one is gone.
     """
     if started() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+        store, number, count = next(rendezvous("env://", timeout=_TIMEOUT))
+        dist.init_process_group(
+            backend, store=PrefixStore("default_pg", store), rank=number, world_size=count, timeout=_TIMEOUT
+        )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"the processes of this job cannot meet ({reason}); start them by torchrun, all at one rendezvous."
-        ) from error
+        refused = InputError(
+            f"the processes of this job cannot meet ({_line(error)}); start them by torchrun, all at one rendezvous."
+        )
+        refused.speaks_for_all = True
+        raise refused from error
     try:
-        yield
+        with _one_voice(store):
+            yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _one_voice(store: Store) -> Iterator[None]:
+    """Let the first process that fails say so, and the others exit; what they have in common is the store."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _is_first_to_fail(store)
+        raise
+    except (InputError, OSError) as error:
+        if not _is_first_to_fail(store):
+            raise SystemExit(2) from error
+        if isinstance(error, InputError):
+            error.speaks_for_all = True
+        raise
+    except RuntimeError as error:
+        words = str(error)
+        if not (isinstance(error, dist.DistError) or "gloo" in words or "NCCL" in words):
+            raise  # a fault of ours
+        if not _is_first_to_fail(store):
+            raise SystemExit(2) from error
+        gone = InputError(f"another process of this job is gone, so this one ends too ({_line(error)}).")
+        gone.speaks_for_all = True
+        raise gone from error
+
+
+def _is_first_to_fail(store: Store) -> bool:
+    try:
+        return store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except RuntimeError:  # the store went with its process: better said twice than not at all
+        return True
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def barrier() -> None:
@@ -84,9 +130,10 @@ def from_first(value: T) -> T:
     return gather(value if first() else None)[0] if started() else value  # type: ignore[return-value]
 
 
-def share(count: int) -> slice:
-    """This process's part of `count` things in a row; the parts differ by at most one."""
-    return slice(count * rank() // world(), count * (rank() + 1) // world())
+def share(count: int, of: int | None = None) -> slice:
+    """The part of `count` things in a row that a process has, this one if none is named; they differ by at most one."""
+    number = rank() if of is None else of
+    return slice(count * number // world(), count * (number + 1) // world())
 
 
 @contextmanager
@@ -106,7 +153,7 @@ def first_then_others() -> Iterator[bool]:
         try:
             yield True
             problem = ""
-        except InputError as error:
+        except (InputError, OSError) as error:
             problem = str(error)
             raise
         finally:

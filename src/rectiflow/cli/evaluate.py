@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from rectiflow.base.errors import InputError
+from rectiflow.cli.together import together
 from rectiflow.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ _OF_FLOWS = ("steps", "solver", "guidance", "likelihood")
 @dataclass(frozen=True)
 class Evaluate:
     """Measure a run's model: scores of its pictures, copies, overfitting, and likelihood if asked for. Of an
-    autoencoder, measure its reconstructions of held-out pictures.
+    autoencoder, measure its reconstructions of held-out pictures. Under torchrun each process makes a part of the
+    pictures, and the first one judges them.
 
     Args:
         run: A run folder: its data are the reference.
@@ -51,6 +53,13 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Measure; returns the exit status."""
+        with together() as first:
+            lines = self._measure()
+            if first:
+                print("\n".join(lines))
+        return 0
+
+    def _measure(self) -> list[str]:
         names = EvaluateConfig.model_fields
         config = EvaluateConfig.parse({name: getattr(self, name) for name in names}, "rectiflow evaluate")
 
@@ -61,8 +70,7 @@ class Evaluate:
         data, model = data_of(self.run), find_model(self.run)
         out = self.out or self.run / "evaluation"
         lines = self._autoencoder(model, data, config, out) if is_autoencoder(model) else self._flow(data, config, out)
-        print("\n".join([*lines, f"wrote {out / 'report.md'}"]))
-        return 0
+        return [*lines, f"wrote {out / 'report.md'}"]
 
     def _flow(self, data: "ImageSet", config: EvaluateConfig, out: Path) -> list[str]:
         from rectiflow.cli.runs import model_of
@@ -73,6 +81,8 @@ class Evaluate:
 
         pipeline = model_of(self.run, str(resolve_device(self.device)))
         result = evaluate(pipeline, data, config, out, describe(find_model(self.run)))
+        if not result:  # another process has it
+            return []
         found, real = result["scores"], result["real"]
         bits = [
             f"{name}: {bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f} bits per dimension"
@@ -103,6 +113,8 @@ class Evaluate:
         space = load_autoencoder(str(model))
         space.network.to(resolve_device(self.device))
         result = evaluate_autoencoder(space, data, config, out, describe_autoencoder(model))
+        if not result:
+            return []
         found = result["reconstruction"]
         quality = "exact" if found["psnr"] is None else f"{found['psnr']:.2f} dB"
         distances = result.get("frechet")

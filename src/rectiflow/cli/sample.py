@@ -9,6 +9,7 @@ import tyro
 
 from rectiflow.base.errors import InputError
 from rectiflow.cli.output import Output
+from rectiflow.cli.together import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Sample:
     """Make pictures with a trained model; with an autoencoder by itself, pictures of its own prior, without a flow.
+
+    Under torchrun each process makes a part of them, and the first one writes.
 
     Args:
         run: A run folder, a model folder, ORG/NAME on the Hugging Face hub, or scenes, which ships with the package.
@@ -93,12 +96,20 @@ class Sample:
 
     def __call__(self) -> int:
         """Sample; returns the exit status."""
+        with together() as first:
+            self._sample()
+            if first:
+                print(f"wrote {self.out}")
+        return 0
+
+    def _sample(self) -> None:
         output = Output(self.out, self.count if self.count > 1 else 0, self.rate)
         output.check()
         if self.filmstrip and (output.suffix != ".png" or self.filmstrip < 2):
             raise InputError("--filmstrip takes at least 2 moments and an --out that ends in .png.")
         if self.overlap < 1 or (self.overlap - 1) % 4:
             raise InputError(f"--overlap is of 1+4m frames, such as 1, 5 or 9, received {self.overlap}.")
+        from rectiflow.base.ranks import first_then_others
         from rectiflow.cli.runs import model_of
         from rectiflow.models.autoencoder import is_autoencoder
         from rectiflow.models.folder import find_model
@@ -106,9 +117,10 @@ class Sample:
         from rectiflow.request import Request
         from rectiflow.training.precision import resolve_device
 
-        model = find_model(self.run)
+        with first_then_others():  # it may have to be downloaded
+            model = find_model(self.run)
         if is_autoencoder(model):
-            return self._sample_prior(model, output)
+            return self._save_prior(model, output)
         device = str(resolve_device(self.device))
         # What is given in place of a run's own pictures needs these no more.
         pipeline = model_of(self.run, device) if self.source is None else Pipeline.load(self.run, device)
@@ -139,12 +151,12 @@ class Sample:
             self._save_filmstrip(pipeline, request)
         else:
             self._save_samples(pipeline, request, output, names)
-        print(f"wrote {self.out}")
-        return 0
 
-    def _sample_prior(self, model: Path, output: Output) -> int:
+    def _save_prior(self, model: Path, output: Output) -> None:
         import torch
 
+        from rectiflow.base.ranks import first
+        from rectiflow.base.spread import to_first
         from rectiflow.models.autoencoder import load_autoencoder, prior_pictures, read_autoencoder_config
         from rectiflow.training.precision import resolve_device
 
@@ -160,12 +172,16 @@ class Sample:
         shape = (*config.shape[:-2], *(self.size or config.shape[-2:]))
         space = load_autoencoder(str(model))
         space.network.to(resolve_device(self.device))
-        pixels = prior_pictures(space, shape, self.count, self.seed)
+
+        def made(start: int, stop: int) -> torch.Tensor:
+            return prior_pictures(space, shape, self.count, self.seed, torch.arange(start, stop))
+
+        pixels = to_first(made, self.count)
+        if not first():
+            return
         about = {"model": str(self.run), **config.training, "prior": True, "seed": self.seed}
         labels = torch.full((self.count,), -1)
         output.write(pixels, labels, about, [{"index": i, **about} for i in range(self.count)])
-        print(f"wrote {self.out}")
-        return 0
 
     def _given(self, pipeline: "Pipeline") -> tuple["Tensor | None", tuple[str, ...]]:
         """What --picture gives, each `count` times, and the names of what was given."""
@@ -215,9 +231,16 @@ class Sample:
         return {"first": first, "last": None if self.last is None else read_frame(self.last, shape)}
 
     def _save_samples(self, pipeline: "Pipeline", request: "Request", output: Output, names: Sequence[str]) -> None:
+        from rectiflow.base.ranks import first
+        from rectiflow.base.spread import to_all, to_first
         from rectiflow.continuation import continued
 
+        # Each window of a long clip is begun by the one before, which everyone must have.
+        windows = len(pipeline.shape) == 4 and (self.frames or 1) > pipeline.shape[1]
+        pipeline.spread = to_all if windows else to_first
         samples = continued(pipeline, request, self.overlap)
+        if not first():
+            return
         each = list(self._about_each(pipeline, request, samples.labels))
         named = self._named(names, len(samples.pixels)) if output.suffix == "" else names
         output.write(samples.pixels, samples.labels, self._about(pipeline), each, named)
@@ -225,16 +248,23 @@ class Sample:
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
         import torch
 
+        from rectiflow.base.ranks import first
+        from rectiflow.base.spread import to_first
         from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 
         clips = len(pipeline.shape) == 4
         if clips and self.frames != 1:
             raise InputError("--filmstrip shows how single pictures come about; of a model of clips add --frames 1.")
-        states = [pipeline.decode(state, request) for state in pipeline.states(request)]
-        if clips:
-            states = [state.squeeze(2) for state in states]
-        moments = torch.linspace(0, len(states) - 1, self.filmstrip).round().long()
-        frames = torch.stack([states[i] for i in moments], dim=1)  # pictures × moments × C×H×W
+
+        def films(start: int, stop: int) -> torch.Tensor:
+            states = [pipeline.decode(state, request).cpu() for state in pipeline.states(request, start, stop)]
+            moments = torch.linspace(0, len(states) - 1, self.filmstrip).round().long()
+            frames = torch.stack([states[i] for i in moments], dim=1)  # pictures × moments × C×H×W
+            return frames.squeeze(3) if clips else frames
+
+        frames = to_first(films, len(pipeline.labels(request)))
+        if not first():
+            return
         pixels = to_uint8(frames.flatten(0, 1))
         sheet = grid(pixels, self.filmstrip, screen_scale(*pixels.shape[1:3]))
         save_png(sheet, self.out, self._about(pipeline))

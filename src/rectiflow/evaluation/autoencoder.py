@@ -14,6 +14,8 @@ from rectiflow.autoencoders.frames import fold
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.files import write_text
 from rectiflow.base.randomness import Key
+from rectiflow.base.ranks import first
+from rectiflow.base.spread import to_first
 from rectiflow.data.images import Frames, ImageSet
 from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 from rectiflow.evaluation.config import EvaluateConfig
@@ -32,7 +34,8 @@ def evaluate_autoencoder(
 ) -> dict[str, Any]:
     """Measure an autoencoder on held-out pictures; write report.json, report.md and their pictures into `out`.
 
-    Clips are judged by their frames, each a picture.
+    Clips are judged by their frames, each a picture. Of a job's processes each one makes its share of the pictures, the
+    first one writes the report, and the others are given an empty one.
 
     Args:
         space: the autoencoder, on any device; pictures are decoded from the means of their latents.
@@ -46,29 +49,36 @@ def evaluate_autoencoder(
     """
     space.check(data.shape)
     originals, _ = some(data.unseen, config.seed, config.count)
-    made = torch.cat(list(_reconstructed(space, originals)))
-    prior = prior_pictures(space, data.shape, min(config.count, len(originals)), config.seed)
+    count = len(originals)
+
+    def of_prior(start: int, stop: int) -> Tensor:
+        return prior_pictures(space, data.shape, count, config.seed, torch.arange(start, stop))
+
+    made = to_first(lambda start, stop: torch.cat(list(_reconstructed(space, originals[start:stop]))), count)
+    prior = to_first(of_prior, count)
+    if not first():
+        return {}
     out.mkdir(parents=True, exist_ok=True)
     notes = [] if len(data.held_out) else ["no pictures are held out: these are training pictures."]
     frames = fold(made), fold(originals)
-    exact, count = int(psnr(*frames).isinf().sum()), len(frames[0])
-    if 0 < exact < count:
-        notes.append(f"{exact} of {count} reconstructions are exact, so that the mean PSNR is infinite.")
+    exact, most = int(psnr(*frames).isinf().sum()), len(frames[0])
+    if 0 < exact < most:
+        notes.append(f"{exact} of {most} reconstructions are exact, so that the mean PSNR is infinite.")
     scores = asdict(reconstruction_scores(*frames))
     result: dict[str, Any] = {
         "model": about,
-        "count": len(originals),
+        "count": count,
         "reconstruction": {n: round(value, 5) if math.isfinite(value) else None for n, value in scores.items()},
         "notes": notes,
     }
-    if len(originals) >= _FEWEST:
+    if count >= _FEWEST:
         seen = data.train if made.dim() == 4 else Frames(data.train)
         by = features(config.features, seen, config.seed)
         result["frechet"] = _distances(by, frames[0], fold(prior), frames[1])
         by.save(out)
     else:
         notes.append(f"Fréchet distances need {_FEWEST} held-out pictures.")
-    shown = slice(min(_SHOWN, len(originals)))
+    shown = slice(min(_SHOWN, count))
     _save(sheet(originals[shown], made[shown]), 3, out / "reconstructions.png")
     _save(fold(prior)[: 2 * _SHOWN], _SHOWN, out / "prior.png")
     write_text(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -1,6 +1,6 @@
 """Adherence of a model: its pictures or clips of prompts from their set's grammar, over guidance strengths."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from rectiflow.base.errors import InputError
 from rectiflow.data.images import ImageSet
 from rectiflow.data.moving import MovingDigits
 from rectiflow.data.scenes import Scenes
-from rectiflow.evaluation.adherence import sweep
+from rectiflow.evaluation.adherence import Asked, sweep
 from rectiflow.evaluation.clip_adherence import clip_sweep
 from rectiflow.evaluation.clip_judge import clip_judge
 from rectiflow.evaluation.config import EvaluateConfig
@@ -37,6 +37,20 @@ def refuse_unread(pipeline: Pipeline, data: ImageSet) -> None:
         )
 
 
+def prompts_of(data: ImageSet, config: EvaluateConfig) -> Iterator[Request]:
+    """What `prompted` asks of a model, in its order."""
+    assert isinstance(data.held_out, Scenes | MovingDigits)
+    index = torch.arange(min(config.count, len(data.held_out)))
+    asked: Sequence[Asked]
+    asked = data.held_out.scenes(index) if isinstance(data.held_out, Scenes) else data.held_out.movements(index)
+    for weight in config.weights:
+        yield _request([each.caption for each in asked], weight, config)
+
+
+def _request(captions: Sequence[str], weight: float, config: EvaluateConfig) -> Request:
+    return Request(prompts=captions, guidance=weight, steps=config.steps, solver=config.solver, seed=config.seed)
+
+
 def prompted(pipeline: Pipeline, data: ImageSet, by: Features, config: EvaluateConfig) -> dict[str, Any]:
     """What `sweep` finds of the prompts of the first held-out scenes, or `clip_sweep` of those of the first clips; half
     of them of combinations never trained.
@@ -53,8 +67,7 @@ def prompted(pipeline: Pipeline, data: ImageSet, by: Features, config: EvaluateC
     real = by(held_out)
 
     def make(captions: Sequence[str], weight: float) -> Tensor:
-        asked = Request(prompts=captions, guidance=weight, steps=config.steps, solver=config.solver, seed=config.seed)
-        return pipeline.sample(asked).pixels
+        return pipeline.sample(_request(captions, weight, config)).pixels
 
     def distance(pixels: Tensor) -> float:
         return frechet_distance(by(one_frame(pixels)), real)

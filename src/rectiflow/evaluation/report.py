@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,22 @@ from torch import Tensor
 
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import write_text
+from rectiflow.base.ranks import first
+from rectiflow.base.spread import to_first
 from rectiflow.data.images import ImageSet
 from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 from rectiflow.evaluation.adherence_plot import plot_adherence
 from rectiflow.evaluation.clip_score import clip_scores
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import features
-from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_likelihood, refuse_unlikely
+from rectiflow.evaluation.likelihood import LikelihoodRequest, held_out_bits, held_out_likelihood, refuse_unlikely
 from rectiflow.evaluation.memory import in_features, loss_by_noise, sheet_of_pairs, some
 from rectiflow.evaluation.one_frame import as_pictures, one_frame
 from rectiflow.evaluation.page import page
 from rectiflow.evaluation.plots import plot_loss, plot_nearest
-from rectiflow.evaluation.prompted import prompted, refuse_unread
-from rectiflow.evaluation.restoration import restoration
-from rectiflow.evaluation.scores import drawn, real_scores, scores
+from rectiflow.evaluation.prompted import prompted, prompts_of, refuse_unread
+from rectiflow.evaluation.restoration import requests_of_restoration, restoration
+from rectiflow.evaluation.scores import drawn, real_scores, requests_of, scores
 from rectiflow.pipeline import Pipeline
 from rectiflow.sampling.solvers import solver
 
@@ -33,7 +36,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model and write report.json, report.md, their pictures, and the encoder if one was trained, into `out`.
 
-    Scores of pictures and copies are, of a model of clips, those of one frame of each clip.
+    Scores of pictures and copies are, of a model of clips, those of one frame of each clip. All processes of a job have
+    to ask: each makes its share of the pictures and likelihoods, the first one writes the report, and the others are
+    given an empty one.
 
     Args:
         pipeline: the model, on any device.
@@ -59,6 +64,10 @@ def evaluate(
         refuse_unlikely(pipeline)
     if config.adherence:
         refuse_unread(pipeline, data)
+    pipeline = replace(pipeline, spread=to_first)
+    if not first():
+        _take_part(pipeline, data, config)
+        return {}
     out.mkdir(parents=True, exist_ok=True)
     stills = as_pictures(data)
     by = features(config.features, stills.train, config.seed)
@@ -97,6 +106,19 @@ def evaluate(
     write_text(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "report.md", page(result))
     return result
+
+
+def _take_part(pipeline: Pipeline, data: ImageSet, config: EvaluateConfig) -> None:
+    """What a process other than the first does in `evaluate`, in the order of that."""
+    asked = requests_of(pipeline, data.held_out, config)
+    for request in asked:
+        pipeline.sample(request)
+    if config.likelihood:
+        held_out_bits(pipeline, data, LikelihoodRequest(seed=config.seed))
+    more = prompts_of(data, config) if config.adherence else ()
+    given = pipeline.conditioner.picture is not None
+    for request in chain(more, requests_of_restoration(pipeline, data.held_out, config) if given else ()):
+        pipeline.sample(request)
 
 
 def _save(pixels: Tensor, labels: Tensor, path: Path, columns: int = 10) -> None:

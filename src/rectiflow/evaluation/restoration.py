@@ -80,6 +80,12 @@ def requests(
         )
 
 
+def requests_of_restoration(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> list[Request]:
+    """What `restoration` asks of a model, in its order."""
+    asked = truth(pipeline, images, config.seed, min(config.count, _MOST))
+    return [request for _, request in requests(pipeline, asked, config, SAMPLES)]
+
+
 def restored(pipeline: Pipeline, truth: Truth, config: EvaluateConfig, samples: int = 1) -> Tensor:
     """So many samples of each picture, N×samples×C×H×W."""
     made = torch.empty(len(truth.x), samples, *truth.x.shape[1:])

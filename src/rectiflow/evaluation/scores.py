@@ -18,6 +18,25 @@ from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request, Samples
 
 
+def requests_of(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> list[Request]:
+    """What `drawn` asks of a model, in its order."""
+    if pipeline.conditioner.picture is not None:
+        asked = truth(pipeline, images, config.seed, config.count)
+        return [request for _, request in requests(pipeline, asked, config)]
+    prompts = images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
+    classes = max(1, len(pipeline.class_names), len(prompts))
+    return [
+        Request(
+            prompts=prompts,
+            count=-(-config.count // classes),
+            steps=config.steps,
+            solver=config.solver,
+            guidance=config.guidance,
+            seed=config.seed,
+        )
+    ]
+
+
 def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
     """Samples of every class, as evenly as the count allows, or of the captions of `images`, and what they cost.
 
@@ -25,16 +44,7 @@ def drawn(pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[S
     """
     if pipeline.conditioner.picture is not None:
         return _drawn_of_given(pipeline, images, config)
-    prompts = images.captions(chosen(images, config.seed, config.count)) if pipeline.takes_prompts else []
-    classes = max(1, len(pipeline.class_names), len(prompts))
-    request = Request(
-        prompts=prompts,
-        count=-(-config.count // classes),
-        steps=config.steps,
-        solver=config.solver,
-        guidance=config.guidance,
-        seed=config.seed,
-    )
+    (request,) = requests_of(pipeline, images, config)
     *_, last = pipeline.states(request, 0, 1)
     start = time.perf_counter()
     samples = pipeline.sample(request)

@@ -219,7 +219,9 @@ def digest(autoencoder: Autoencoder) -> str:
     return found.hexdigest()
 
 
-def prior_pictures(space: LatentSpace, shape: tuple[int, ...], count: int, seed: int) -> Tensor:
+def prior_pictures(
+    space: LatentSpace, shape: tuple[int, ...], count: int, seed: int, index: Tensor | None = None
+) -> Tensor:
     """Pictures or clips decoded from the VAE's own prior l ~ N(0, I), which its encoder's latents only resemble.
 
     Args:
@@ -227,6 +229,7 @@ def prior_pictures(space: LatentSpace, shape: tuple[int, ...], count: int, seed:
         shape: C, H, W of a picture, or C, T, H, W of a clip.
         count: N.
         seed: picture i depends on (seed, i) alone.
+        index: which of the N to make, int64; all if left out.
 
     Returns:
         N×C×H×W or N×C×T×H×W in about [−1, 1].
@@ -237,7 +240,8 @@ def prior_pictures(space: LatentSpace, shape: tuple[int, ...], count: int, seed:
     if count < 1 or min(shape) < 1:
         raise InputError(f"expected a count and sides of at least 1, received {count} and {shape[-2]}×{shape[-1]}.")
     check_frames(space.temporal, shape)
-    index, size, latent = torch.arange(count), (shape[-2], shape[-1]), space.latent_shape(shape)
+    index = torch.arange(count) if index is None else index
+    size, latent = (shape[-2], shape[-1]), space.latent_shape(shape)
     mean, deviation = (values.reshape(-1, *[1] * (len(latent) - 1)) for values in (space.mean, space.deviation))
     made = []
     for part in torch.split(index, _CHUNK):

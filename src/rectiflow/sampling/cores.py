@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -24,3 +25,10 @@ def over_cores(call: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def even_parts(start: int, stop: int, most: int, cores: int) -> list[tuple[int, int]]:
+    """Bounds of equal parts of start … stop−1 of at most so many each, as many parts as keep every core busy."""
+    count = cores * -(-(stop - start) // (cores * most))
+    bounds = [start + (stop - start) * part // count for part in range(count + 1)]
+    return [(first, last) for first, last in pairwise(bounds) if last > first]

@@ -1,0 +1,22 @@
+"""A command under `torchrun`: its processes share the work, and one of them writes and speaks."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def together() -> Iterator[bool]:
+    """With the other processes of the job, if there are any, until all are done; gives whether this is the first.
+
+    Raises:
+        InputError: what went wrong here; where it went wrong elsewhere first, this process exits without a word.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from rectiflow.base.ranks import barrier, first, joined
+
+    with joined():
+        yield first()
+        barrier()

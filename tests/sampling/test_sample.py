@@ -1,3 +1,4 @@
+import gc
 import itertools
 
 import pytest
@@ -24,6 +25,14 @@ def test_states_as_they_come():
         assert torch.allclose(after.x_t, before.x_t - 0.2 * after.estimate.velocity)
         assert float(after.estimate.t) == pytest.approx(before.t)
     assert torch.equal(sample(FLOW, z, solver("euler"), 5), states[-1].x_t)
+
+
+def test_a_march_of_a_million_steps_begins_at_once():
+    """And takes no memory for the steps that it has not come to."""
+    states = trajectory(FLOW, noise(3, 2), time_grid(10**6), solver("euler"))
+    before = sum(type(each) is torch.Tensor for each in gc.get_objects())
+    assert [next(states).step for _ in range(3)] == [0, 1, 2]
+    assert sum(type(each) is torch.Tensor for each in gc.get_objects()) < before + 1000
 
 
 def test_a_start_in_the_middle_goes_on_where_the_whole_went():

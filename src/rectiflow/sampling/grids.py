@@ -1,7 +1,8 @@
 """At which times a solver stops between noise and data."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -53,6 +54,12 @@ def time_grid(
         case "log-snr":
             return log_snr_grid(schedule, steps, start, end)
     return _own(schedule, _times(kind), start, end)
+
+
+def intervals(grid: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The ends of each of the N intervals between N+1 times, one after the other."""
+    # Iterating over a tensor makes all its elements first: of a million, for seconds in which no other thread can run.
+    return pairwise(grid[step] for step in range(len(grid)))
 
 
 def log_snr_grid(schedule: Schedule, steps: int, start: float, end: float, clip: float = 8.0) -> Tensor:

@@ -7,7 +7,6 @@ source whose density is known, whatever the coupling.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from rectiflow.base.errors import InputError, unknown
 from rectiflow.base.randomness import Key
 from rectiflow.flow.flow import AbstractFlow, Estimate
 from rectiflow.flow.prediction import Prediction
-from rectiflow.sampling.grids import time_grid
+from rectiflow.sampling.grids import intervals, time_grid
 from rectiflow.sampling.method import History
 from rectiflow.sampling.solvers import solver as solver_named
 
@@ -101,7 +100,7 @@ def log_likelihood(
     field = _WithDivergence(flow, x, condition, _probes(config, x, index))
     state = torch.cat([x.flatten(1), x.new_zeros(len(x), field.traces)], dim=1)
     history: History = ()
-    for t, s in pairwise(times):
+    for t, s in intervals(times):
         state, history = method.step(field, state, t, s, history)
     dimensions = x[0].numel()
     noise = state[:, :dimensions].reshape(x.shape) / path.prior_std

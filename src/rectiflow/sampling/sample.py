@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from rectiflow.base.condition import Condition
 from rectiflow.flow.flow import AbstractFlow, Estimate
-from rectiflow.sampling.grids import time_grid
+from rectiflow.sampling.grids import intervals, time_grid
 from rectiflow.sampling.guidance import Guidance, guided
 from rectiflow.sampling.method import History, Solver, Transition
 
@@ -65,7 +64,7 @@ def trajectory(
     state = State(x, float(grid[0]), 0, steps)
     history: History = ()
     yield state
-    for step, (t, s) in enumerate(pairwise(grid), start=1):
+    for step, (t, s) in enumerate(intervals(grid), start=1):
         field.begin(t, s)
         x, history = solver.step(field, state.x_t, t, s, history)
         first = field.commit()

@@ -3,7 +3,9 @@
 import contextlib
 import threading
 import time
+from functools import partial
 
+import httpx
 import pytest
 import torch
 import uvicorn
@@ -26,6 +28,8 @@ from rectiflow.serving.served import Served
 from rectiflow.serving.server import application
 
 NAMES = ("cat", "dog", "eel")
+PATIENCE = 120.0  # seconds for what a slow machine has to do; where all goes well nothing takes so long
+get, post, put, delete = (partial(httpx.request, way, timeout=PATIENCE) for way in ("GET", "POST", "PUT", "DELETE"))
 
 
 def model(config, shape, names=(), encoders=()):
@@ -112,10 +116,11 @@ def running(pipeline, folder=None, token="", limits=None, lanes=2):
             yield f"http://127.0.0.1:{socket.getsockname()[1]}", engine
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "the server did not stop"
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=PATIENCE):
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -4,9 +4,9 @@ import base64
 import io
 import json
 import socket
+from dataclasses import replace
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -15,10 +15,10 @@ from PIL import Image
 from rectiflow.data.pictures import to_uint8
 from rectiflow.request import Request
 from rectiflow.serving.limits import Limits
-from tests.serving.conftest import counted, running, until
+from tests.serving.conftest import PATIENCE, counted, delete, get, post, running, until
 
 PATH = "/v1/images/generations"
-LIMITS = Limits(body=4000, body_seconds=0.5, prompt=50, pictures=4, steps=40)
+LIMITS = Limits(body=4000, body_seconds=PATIENCE, prompt=50, pictures=4, steps=40)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_models(client):
 )
 def test_bad_values_are_named(server, fields, param, words):
     body = json.dumps({"prompt": "cat", **fields})
-    answer = httpx.post(server + PATH, content=body, headers={"content-type": "application/json"})
+    answer = post(server + PATH, content=body, headers={"content-type": "application/json"})
     error = answer.json()["error"]
     assert answer.status_code == (404 if param == "model" else 400), error
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
@@ -146,7 +146,7 @@ def test_bad_values_are_named(server, fields, param, words):
     ],
 )
 def test_bad_bodies(server, body, kind, status, words):
-    answer = httpx.post(server + PATH, content=body, headers={"content-type": kind})
+    answer = post(server + PATH, content=body, headers={"content-type": kind})
     assert answer.status_code == status
     assert words in answer.json()["error"]["message"]
     assert len(answer.text) < 1000
@@ -154,17 +154,17 @@ def test_bad_bodies(server, body, kind, status, words):
 
 def test_a_long_body_in_pieces_is_refused_too(server):
     pieces = (b" " * 1000 for _ in range(10))
-    answer = httpx.post(server + PATH, content=pieces, headers={"content-type": "application/json"})
+    answer = post(server + PATH, content=pieces, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "body_too_large"
 
 
 def test_wrong_paths_and_methods(server):
-    assert httpx.get(server + PATH).json()["error"]["code"] == "method_not_allowed"
-    assert httpx.get(server + PATH).status_code == 405
-    assert httpx.delete(server + "/v1/models").status_code == 405
-    assert httpx.post(server + "/v1/chat/completions", json={}).json()["error"]["code"] == "not_found"
-    assert httpx.get(server + "/health").json() == {"status": "ok", "model": "tiny"}
+    assert get(server + PATH).json()["error"]["code"] == "method_not_allowed"
+    assert get(server + PATH).status_code == 405
+    assert delete(server + "/v1/models").status_code == 405
+    assert post(server + "/v1/chat/completions", json={}).json()["error"]["code"] == "not_found"
+    assert get(server + "/health").json() == {"status": "ok", "model": "tiny"}
 
 
 def head(length):
@@ -173,10 +173,10 @@ def head(length):
     ).encode()
 
 
-def spoken(address, said, wait=3.0):
+def spoken(address, said):
     """What a server answers to bytes, for as long as it takes."""
     place = urlsplit(address)
-    with socket.create_connection((place.hostname, place.port), timeout=wait) as line:
+    with socket.create_connection((place.hostname, place.port), timeout=PATIENCE) as line:
         line.sendall(said)
         answer = b""
         while piece := line.recv(65536):
@@ -186,8 +186,9 @@ def spoken(address, said, wait=3.0):
     return answer.decode()
 
 
-def test_a_half_sent_body_is_given_up(server):
-    answer = spoken(server, head(90) + b'{"prompt"')
+def test_a_half_sent_body_is_given_up(classes):
+    with running(classes, limits=replace(LIMITS, body_seconds=0.5)) as (address, _):
+        answer = spoken(address, head(90) + b'{"prompt"')
     assert " 408 " in answer.splitlines()[0]
     assert "body_timeout" in answer
 
@@ -196,7 +197,7 @@ def test_metrics_are_prometheus_text(server, client):
     from prometheus_client.parser import text_string_to_metric_families
 
     client.images.generate(prompt="cat", n=2)
-    families = {family.name: family for family in text_string_to_metric_families(httpx.get(server + "/metrics").text)}
+    families = {family.name: family for family in text_string_to_metric_families(get(server + "/metrics").text)}
     assert families["rectiflow_pictures"].samples[0].value >= 2
     assert {"rectiflow_requests", "rectiflow_queue_length", "rectiflow_call_seconds"} <= set(families)
 
@@ -206,13 +207,13 @@ def test_a_token(classes):
         body = {"prompt": "cat"}
         for header in ({}, {"authorization": "Bearer sam"}, {"authorization": "Basic säm-1".encode()}):
             for answer in (
-                httpx.post(address + PATH, json=body, headers=header),
-                httpx.get(address + "/metrics", headers=header),
+                post(address + PATH, json=body, headers=header),
+                get(address + "/metrics", headers=header),
             ):
                 assert answer.status_code == 401
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert answer.json()["error"]["code"] == "invalid_api_key"
-        assert httpx.get(address + "/health").status_code == 200
+        assert get(address + "/health").status_code == 200
     with running(classes, token="s3cret", limits=LIMITS) as (address, _):
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{address}/v1", api_key="s3cre", max_retries=0).models.list()
@@ -243,23 +244,23 @@ def test_a_killed_client_frees_its_place_and_a_full_queue_says_when_to_come_back
     until(lambda: counted(engine, "rectiflow_pictures_in_flight") == 1)
     second = half(address, stream=stream)
     until(lambda: engine.waiting() == 1)
-    full = httpx.post(address + PATH, json={"prompt": "cat"})
+    full = post(address + PATH, json={"prompt": "cat"})
     assert full.status_code == 429
     assert int(full.headers["retry-after"]) >= 1
     assert full.json()["error"]["type"] == "rate_limit_error"
     second.close()
     until(lambda: engine.waiting() == 0)
     first.close()
-    assert httpx.post(address + PATH, json={"prompt": "cat"}, timeout=20).status_code == 200
+    assert post(address + PATH, json={"prompt": "cat"}).status_code == 200
     until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 2)
 
 
 def test_a_server_that_is_closing_says_so(classes):
     with running(classes, limits=LIMITS) as (address, engine):
         engine.refuse()
-        answer = httpx.post(address + PATH, json={"prompt": "cat"})
+        answer = post(address + PATH, json={"prompt": "cat"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
-        assert httpx.get(address + "/health").status_code == 503
+        assert get(address + "/health").status_code == 503
 
 
 def test_a_fault_of_the_server_tells_nothing_of_it(classes, monkeypatch, caplog):
@@ -268,7 +269,7 @@ def test_a_fault_of_the_server_tells_nothing_of_it(classes, monkeypatch, caplog)
 
     monkeypatch.setattr(type(classes.flow.network), "forward", broken)
     with running(classes, limits=LIMITS) as (address, _):
-        answer = httpx.post(address + PATH, json={"prompt": "cat"})
+        answer = post(address + PATH, json={"prompt": "cat"})
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "secret" in caplog.text

@@ -18,7 +18,7 @@ from rectiflow.serving.lane import Call
 from rectiflow.serving.limits import Limits
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Served
-from tests.serving.conftest import counted, engine_of, until
+from tests.serving.conftest import PATIENCE, counted, engine_of, until
 
 
 def made(engine, requests, previews=0):
@@ -28,9 +28,9 @@ def made(engine, requests, previews=0):
             engine.submit(request, box.put, previews)
     events = []
     for box in boxes:
-        events.append([box.get(timeout=30)])
+        events.append([box.get(timeout=PATIENCE)])
         while isinstance(events[-1][-1], Preview):
-            events[-1].append(box.get(timeout=30))
+            events[-1].append(box.get(timeout=PATIENCE))
     return events
 
 

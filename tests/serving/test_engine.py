@@ -12,9 +12,9 @@ from rectiflow.request import Request
 from rectiflow.serving.job import Closing, Failed, Finished, Full, Preview
 from rectiflow.serving.lane import moments
 from rectiflow.serving.limits import Limits
-from tests.serving.conftest import counted, engine_of, until
+from tests.serving.conftest import PATIENCE, counted, engine_of, until
 
-LONG = {"steps": 100_000, "classes": ("cat",)}
+LONG = {"steps": 10**6, "classes": ("cat",)}
 PATIENT = Limits(evaluations=10**9)
 
 
@@ -25,9 +25,9 @@ def made(engine, requests, previews=0):
         engine.submit(request, box.put, previews)
     events = []
     for box in boxes:
-        events.append([box.get(timeout=30)])
+        events.append([box.get(timeout=PATIENCE)])
         while isinstance(events[-1][-1], Preview):
-            events[-1].append(box.get(timeout=30))
+            events[-1].append(box.get(timeout=PATIENCE))
     return [each[-1] for each in events], [each[:-1] for each in events]
 
 
@@ -114,7 +114,7 @@ def test_who_leaves_frees_a_place_and_harms_nobody(classes):
         third = queue.Queue()
         engine.submit(Request(("dog",), steps=3), third.put)
         engine.cancel(first)
-        assert isinstance(third.get(timeout=10), Finished)
+        assert isinstance(third.get(timeout=PATIENCE), Finished)
         until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 2)
         assert box.empty()
         assert counted(engine, "rectiflow_requests_total", outcome="refused") == 1
@@ -179,7 +179,7 @@ def test_closing_finishes_what_was_begun(classes):
         box = queue.Queue()
         for seed in range(5):
             engine.submit(Request(("cat",), steps=50, seed=seed), box.put)
-        engine.close(20)
+        engine.close(PATIENCE)
         assert all(isinstance(box.get_nowait(), Finished) for _ in range(5))
         with pytest.raises(Closing):
             engine.submit(Request(("cat",)), box.put)
@@ -191,9 +191,31 @@ def test_closing_does_not_wait_for_ever(classes):
         engine.submit(Request(**LONG), box.put)
         start = time.monotonic()
         engine.close(0.2)
-        assert time.monotonic() - start < 5
-        assert isinstance(box.get(timeout=5).error, Closing)
+        assert time.monotonic() - start < PATIENCE, "the request would take many times as long"
+        assert isinstance(box.get(timeout=PATIENCE).error, Closing)
     assert not any(thread.name.startswith("lane") for thread in threading.enumerate())
+
+
+def test_closing_leaves_behind_a_lane_that_does_not_come_back(classes, monkeypatch, caplog):
+    """As in a call of a network that hangs."""
+    called, answered = threading.Event(), threading.Event()
+
+    def stuck(self, x_t, t, condition=None):
+        called.set()
+        assert answered.wait(PATIENCE)
+        return x_t
+
+    monkeypatch.setattr(type(classes.flow.network), "forward", stuck)
+    monkeypatch.setattr("rectiflow.serving.engine._LAST_CALL", 0.1)
+    with engine_of(classes, lanes=1) as engine:
+        box = queue.Queue()
+        engine.submit(Request(("cat",), steps=3), box.put)
+        assert called.wait(PATIENCE)
+        engine.close(0)
+        assert isinstance(box.get(timeout=PATIENCE).error, Closing)
+        assert "lane 0 is in the network" in caplog.text
+        answered.set()
+    until(lambda: not any(thread.name.startswith("lane") for thread in threading.enumerate()))
 
 
 def test_gradients_of_the_caller_are_left_alone(classes):

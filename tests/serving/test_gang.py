@@ -8,7 +8,7 @@ from rectiflow.data.pictures import to_uint8
 from rectiflow.request import Request
 from rectiflow.serving.gang import Gang, gangs, joined
 from rectiflow.serving.job import Failed, Finished, Job, Preview
-from tests.serving.conftest import counted, engine_of, until
+from tests.serving.conftest import PATIENCE, counted, engine_of, until
 
 
 def job(request, pictures=1):
@@ -69,7 +69,7 @@ def test_each_of_a_gang_has_its_own_previews_and_may_leave(lane, classes):
     for i in range(3):
         events = []
         while not events or isinstance(events[-1], Preview):
-            events.append(boxes[i].get(timeout=10))
+            events.append(boxes[i].get(timeout=PATIENCE))
         assert len(events) == i + 1
         assert [event.number for event in events[:-1]] == list(range(i))
         alone = to_uint8(classes.sample(jobs[i].request).pixels).int()
@@ -96,7 +96,7 @@ def test_a_gang_with_a_fault_is_made_again_one_by_one(lane, classes, monkeypatch
     with lane._change:
         for name, box in zip(("cat", "eel", "dog"), boxes, strict=True):
             lane.submit(Request((name,), steps=5), box.put)
-    kinds = [type(box.get(timeout=10)) for box in boxes]
+    kinds = [type(box.get(timeout=PATIENCE)) for box in boxes]
     assert kinds == [Finished, Failed, Finished]
 
 
@@ -117,7 +117,7 @@ def test_who_leaves_a_gang_is_not_computed_any_more(lane, classes, monkeypatch):
             lane.submit(Request(("dog",), count=1 + i, steps=60, guidance=0.5, seed=i), boxes[i].put, previews=1)
             for i in range(3)
         ]
-    events = [boxes[i].get(timeout=10) for i in (0, 0, 2, 2)]
+    events = [boxes[i].get(timeout=PATIENCE) for i in (0, 0, 2, 2)]
     assert sizes == [2 * 6] * 20 + [2 * 4] * 40, "with guidance, two rows a picture"
     assert [type(event) for event in events] == [Preview, Finished] * 2
     assert boxes[1].empty()

@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 
@@ -14,7 +13,7 @@ from rectiflow.request import Request
 from rectiflow.serving.limits import Limits
 from rectiflow.serving.page import Page
 from rectiflow.serving.served import Served
-from tests.serving.conftest import counted, engine_of, running, until
+from tests.serving.conftest import PATIENCE, counted, engine_of, get, post, running, until
 
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ALONE = [
@@ -41,7 +40,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1200, "height": 1300}, accept_downloads=True)
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(1000 * PATIENCE)
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))
     yield page
@@ -123,18 +122,15 @@ def test_bad_settings_are_told(page, classes, tmp_path):
 
 
 @pytest.mark.parametrize("leave", ["stop", "close"])
-def test_who_stops_or_leaves_frees_a_place(browser, classes, tmp_path, leave):
+def test_who_stops_or_leaves_frees_a_place(page, classes, tmp_path, leave):
     with running(classes, tmp_path, limits=LIMITS) as (address, engine):
-        page = browser.new_page()
         page.goto(address)
         page.wait_for_selector("#generate")
         fill(page, steps=10**6, count=2)
         page.click("#generate")
         until(lambda: counted(engine, "rectiflow_pictures_in_flight") == 2)
-        if leave == "stop":
-            page.click("#stop")
-        page.close()
-        until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1, seconds=60)
+        page.click("#stop") if leave == "stop" else page.close()
+        until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1)
         assert counted(engine, "rectiflow_pictures_in_flight") == 0
 
 
@@ -152,8 +148,8 @@ def test_prompts(page, texts, tmp_path):
 
 def test_the_token_is_the_password(page, classes, tmp_path):
     with running(classes, tmp_path, token="s3cret") as (address, _):
-        assert httpx.get(f"{address}/config").status_code == 401
-        wrong = httpx.post(f"{address}/login", data={"username": "me", "password": "wrong"})
+        assert get(f"{address}/config").status_code == 401
+        wrong = post(f"{address}/login", data={"username": "me", "password": "wrong"})
         assert wrong.status_code == 400
         page.goto(address)
         page.get_by_label("username").fill("me")
@@ -234,7 +230,7 @@ def test_a_broken_picture_is_told(page, clips, tmp_path):
         page.wait_for_selector("#generate")
         (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
         page.set_input_files("#last input[type=file]", tmp_path / "broken.png")
-        page.wait_for_timeout(500)
+        page.wait_for_selector("#last img", state="attached")
         page.click("#generate")
         page.locator(".toast-body.error").wait_for()
         assert counted(engine, "rectiflow_requests_total", outcome="completed") == 0

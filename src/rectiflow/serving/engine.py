@@ -1,5 +1,6 @@
 """The engine: a bounded queue, and lanes that march what comes out of it."""
 
+import logging
 import math
 import threading
 import time
@@ -18,9 +19,11 @@ from rectiflow.serving.lane import Lane, Precision
 from rectiflow.serving.limits import Limits
 from rectiflow.serving.metrics import Metrics
 
+_LOG = logging.getLogger(__name__)
 _SHARE_OF_NEWEST = 0.1  # in the running mean of how long a request takes
 _LONGEST_RETRY = 60
 _GATHER_SECONDS, _GATHER_SHARE = 0.03, 0.05  # how long jobs gather, and what part of the usual time at most
+_LAST_CALL = 30.0  # seconds that a lane is given to come back from the network when all is over
 
 
 @final
@@ -127,7 +130,11 @@ class Engine:
             self._closing = True
 
     def close(self, grace: float = 30.0) -> None:
-        """Take no more requests, finish those there are for up to `grace` seconds, fail the rest, and stop."""
+        """Take no more requests, finish those there are for up to `grace` seconds, fail the rest, and stop.
+
+        A lane sees that it is over before its next evaluation. One that does not come back from the network in time is
+        left to itself: its thread ends with the program.
+        """
         with self._change:
             self._closing = True
             self._change.wait_for(lambda: not self._queue and not any(self._running), grace)
@@ -139,8 +146,11 @@ class Engine:
             self._change.notify_all()
         for job in left:
             job.tell(Failed(Closing()))
+        end = time.monotonic() + _LAST_CALL
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                _LOG.warning("%s is in the network for more than %g s and is left behind", thread.name, _LAST_CALL)
 
     def take(self, lane: int, idle: bool) -> list[Job] | None:
         """Jobs for a lane to begin; waits for one if it is idle; None is the end."""

@@ -36,6 +36,8 @@ async def follow(
     box: asyncio.Queue[Event] = asyncio.Queue()
     job = engine.submit(request, lambda event: _hand_over(loop, box, event), previews)
     left = None if gone is None else asyncio.create_task(gone())
+    if left is not None:  # whether or not somebody still waits for the next event here
+        left.add_done_callback(lambda _: engine.cancel(job))
     try:
         while True:
             event = await _next(box, left)

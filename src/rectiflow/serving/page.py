@@ -32,6 +32,7 @@ from rectiflow.serving.shown import about, png, settings
 
 _PREVIEWS = 12
 _PULSE, _LOOK = 1.0, 0.05  # seconds
+_UNHEARD = 30  # messages that nobody fetches, of which there is one a pulse at least, until a page counts as left
 _IN_GALLERY = 60
 _KEPT_FILES = 1000
 _SCREEN = 384  # pixels that the preview of one picture is wide
@@ -87,20 +88,23 @@ class Page:
             css=_CSS,
         )
 
-    async def generate(self, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
+    async def generate(self, client: gr.Request, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
         """Previews, then pictures: what the live picture, the line below it, the gallery, its memory and the film show.
 
         Args:
+            client: the page that asks.
             given: values of `_INPUTS`, then the entries of the gallery.
         """
         entries: list[Entry] = given[-1]
         values = dict(zip(_INPUTS, given[:-1], strict=True))
         try:
             wanted = await asyncio.to_thread(self._wanted, values)
-            async with aclosing(follow(self.engine, wanted, _PREVIEWS)) as events:
+            async with aclosing(_pulsing(follow(self.engine, wanted, _PREVIEWS))) as events:
                 yield gr.skip(), "waiting", gr.skip(), gr.skip(), gr.skip()
-                async for event in _pulsing(events):
+                async for event in events:
                     if event is None:
+                        if self._unheard(client) > _UNHEARD:
+                            raise Refusal(408, "the page was away, so this was stopped; ask again.")
                         yield (gr.skip(),) * 5
                         continue
                     sheet = self._sheet(middle_frame(event.pixels))
@@ -114,6 +118,15 @@ class Page:
                         yield sheet, words, [(e["file"], caption(e)) for e in entries], entries, film
         except Exception as error:
             raise gr.Error(refusal_of(error).message, duration=None, print_exception=False) from error
+
+    def _unheard(self, client: gr.Request) -> int:
+        """How many messages wait to be fetched by a page.
+
+        Gradio sees that a page has left by the stream on which it fetches them. One that left before that stream began
+        would be worked for to the end.
+        """
+        box = self.blocks._queue.pending_messages_per_session.get(client.session_hash)
+        return 0 if box is None else box.qsize()
 
     def _wanted(self, values: Entry) -> Request:
         fields = self._asked({name: value for name, value in values.items() if name not in _OF_CLIPS})
@@ -255,7 +268,10 @@ class Page:
 
 
 async def _pulsing(events: AsyncGenerator[Pictures, None]) -> AsyncGenerator[Pictures | None, None]:
-    """The events, and None in every second without one: Gradio looks whether a page is still open only between."""
+    """The events, and None in every second without one: Gradio looks whether a page is still open only between.
+
+    They are closed when this is: whoever closes it while one is awaited cannot close them, for they are at work.
+    """
     coming: asyncio.Task[Pictures | None] | None = None
     try:
         while True:
@@ -272,6 +288,7 @@ async def _pulsing(events: AsyncGenerator[Pictures, None]) -> AsyncGenerator[Pic
         if coming is not None:
             coming.cancel()
             await asyncio.wait({coming})
+        await events.aclose()
 
 
 async def _next(events: AsyncGenerator[Pictures, None]) -> Pictures | None:

@@ -94,4 +94,7 @@ def _acquired(folder: Path) -> FileLock:
         raise InputError(f"another process is encoding in {folder}; wait for it, or choose another folder.") from error
     except OSError as error:
         raise unwritable(folder, error) from error
+    for path in folder.iterdir():
+        if re.fullmatch(_ASIDE, path.name):  # of a process that was killed as it wrote
+            path.unlink()
     return lock

@@ -112,7 +112,7 @@ class Sharded(Parallel):
     Args:
         config: how many processes share a copy of the weights.
         device: where the stage lies.
-        bfloat16: whether weights are gathered in bfloat16; gradients are added up in float32 in any case.
+        bfloat16: whether weights of blocks are gathered in bfloat16; gradients are added up in float32 in any case.
     """
 
     def __init__(self, config: ParallelConfig, device: torch.device, bfloat16: bool) -> None:
@@ -125,12 +125,14 @@ class Sharded(Parallel):
         """Cut up the blocks of the network, and what is around them."""
         self._stage = stage
         self._plain = copy.deepcopy(stage.module).cpu().requires_grad_(False) if ranks.first() else None
-        for module in (stage.module, *averages):
-            self._shard(module)
+        self._shard(stage.module, self._policy)
+        for module in averages:
+            self._shard(module, MixedPrecisionPolicy())  # they are asked outside of autocast
 
-    def _shard(self, module: nn.Module) -> None:
-        for block in (*repeated_blocks(module), module):
-            fully_shard(block, mesh=self._mesh, mp_policy=self._policy)
+    def _shard(self, module: nn.Module, policy: MixedPrecisionPolicy) -> None:
+        for block in repeated_blocks(module):
+            fully_shard(block, mesh=self._mesh, mp_policy=policy)
+        fully_shard(module, mesh=self._mesh)  # what is around the blocks is small, and of it times stay in float32
 
     def loss(self, turn: str) -> Loss:
         """The stage's own: the shards are gathered by hooks of the module."""

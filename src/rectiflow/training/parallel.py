@@ -123,6 +123,8 @@ class Sharded(Parallel):
 
     def spread(self, stage: Stage, averages: Sequence[nn.Module]) -> None:
         """Cut up the blocks of the network, and what is around them."""
+        # Blocks of two streams give views; nothing of ours writes into them in place, which is what this warns of.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self._stage = stage
         self._plain = copy.deepcopy(stage.module).cpu().requires_grad_(False) if ranks.first() else None
         self._shard(stage.module, self._policy)

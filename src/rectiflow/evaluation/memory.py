@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, to_float
 from rectiflow.data.paired import given_of
 from rectiflow.data.pictures import grid, screen_scale, to_uint8
+from rectiflow.evaluation.distances import distance_blocks, to_neighbour
 from rectiflow.evaluation.features import Features
 from rectiflow.flow.loss import flow_matching_loss
 from rectiflow.pipeline import Pipeline
@@ -44,19 +44,25 @@ class Copies:
 
 def copies(made: Tensor, train: Tensor, held_out: Tensor) -> Copies:
     """Nearest training pictures of samples, by features N×d, M×d and K×d."""
-    among = np.sort(cdist(train.numpy(), train.numpy()), axis=1)[:, 1]
-    threshold = float(np.quantile(among, 0.01))
-    distances = torch.from_numpy(cdist(made.numpy(), train.numpy()))
-    nearest, which = distances.min(1)
+    threshold = float(np.quantile(to_neighbour(train, 1), 0.01))
+    nearest, which = _nearest(made, train)
     closest = nearest.argsort()[:_PAIRS]
-    theirs = cdist(held_out.numpy(), train.numpy()).min(1)
+    theirs, _ = _nearest(held_out, train)
     return Copies(
         share=float((nearest < threshold).double().mean()),
-        held_out_share=float((theirs < threshold).mean()),
+        held_out_share=float((theirs < threshold).double().mean()),
         nearest=nearest,
         pairs=torch.stack([closest, which[closest]], dim=1),
         threshold=threshold,
     )
+
+
+def _nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each of N points to the nearest of the others, float64 N, and which that is, int64 N."""
+    found = [torch.from_numpy(block).min(1) for _, block in distance_blocks(points, others)]
+    if not found:
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 
 def sheet_of_pairs(found: Copies, made: Tensor, train: Tensor) -> Image.Image:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -15,6 +14,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from rectiflow.base.errors import InputError
+from rectiflow.evaluation.distances import distance_blocks, row_blocks, to_neighbour
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,19 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     """
     a, b = _checked(a, b)
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    same = [(_kernel_sum(x, x) - _kernel(x.square().sum(1), x).sum()) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return float(same[0] + same[1] - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
 
-    same = [(gram.sum() - gram.trace()) / (len(gram) * (len(gram) - 1)) for gram in (kernel(a, a), kernel(b, b))]
-    return float(same[0] + same[1] - 2 * kernel(a, b).mean())
+
+def _kernel(products: Tensor, like: Tensor) -> Tensor:
+    """k(x, y) of the products xᵀy of features N×d."""
+    return (products / like.shape[1] + 1) ** 3
+
+
+def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+    """Σ k(xᵢ, yⱼ), whose matrix is never held."""
+    parts = [_kernel(x[rows] @ y.T, x).sum() for rows in row_blocks(len(x), len(y))]
+    return torch.stack(parts).sum()
 
 
 @dataclass(frozen=True)
@@ -96,14 +104,19 @@ def manifold(made: Tensor, real: Tensor, k: int = 5) -> Manifold:
     made, real = _checked(made, real)
     if min(len(made), len(real)) <= k:
         raise InputError(f"neighbours to the {k}-th need more than {k} samples, received {len(made)} and {len(real)}.")
-    between = torch.from_numpy(cdist(made.numpy(), real.numpy()))
-    of_real, of_made = (_radius(points, k) for points in (real, made))
-    inside = between <= of_real
+    of_real, of_made = (to_neighbour(points, k) for points in (real, made))
+    balls = np.zeros(len(made))  # of real samples that each made one lies in
+    recalled, covered = np.zeros(len(real), dtype=bool), np.zeros(len(real), dtype=bool)
+    for rows, between in distance_blocks(made, real):
+        inside = between <= of_real
+        balls[rows] = inside.sum(1)
+        covered |= inside.any(0)
+        recalled |= (between <= of_made[rows, None]).any(0)
     return Manifold(
-        precision=float(inside.any(1).double().mean()),
-        recall=float((between <= of_made[:, None]).any(0).double().mean()),
-        density=float(inside.double().sum(1).mean() / k),
-        coverage=float(inside.any(0).double().mean()),
+        precision=float((balls > 0).mean()),
+        recall=float(recalled.mean()),
+        density=float(balls.mean() / k),
+        coverage=float(covered.mean()),
     )
 
 
@@ -146,11 +159,6 @@ def bootstrap(
     found = [figure(made[torch.from_numpy(draws.integers(len(made), size=len(made)))], real) for _ in range(resamples)]
     low, middle, high = np.quantile(found, [0.025, 0.5, 0.975])
     return Interval(value, float(value + low - middle), float(value + high - middle))
-
-
-def _radius(points: Tensor, k: int) -> Tensor:
-    distances = np.sort(cdist(points.numpy(), points.numpy()), axis=1)
-    return torch.from_numpy(distances[:, k])  # the 0-th is the point itself
 
 
 def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,7 @@ class _Workflow:
             space = self._autoencoder()
             if isinstance(space, Outcome):  # stopped by its user; nothing of the flow is trained yet
                 self._say(f"The autoencoder was stopped after step {space.step} of {self._latent.train.steps}.")
-                return Outcome(0, finished=False, trained=True)
+                return Outcome(0, finished=False, trained=True, signal=space.signal)
             data = open_set(self.config.data, self.folder / INDEX_NAME)
             try:
                 latents = Latents(space, self._encode(space, data))

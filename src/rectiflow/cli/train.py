@@ -51,6 +51,7 @@ class Train:
 
         from rectiflow.base.ranks import first, joined
         from rectiflow.cli.hint import sample_command
+        from rectiflow.training.interrupt import AtOnceError, die
         from rectiflow.training.run_folder import read_run
         from rectiflow.workflow import run
 
@@ -58,7 +59,10 @@ class Train:
         folder = self.resume or self.run or Path("runs") / (name or self.recipe)
         with joined():
             console = Console(quiet=not first())
-            outcome = run(asked or read_run(folder), folder, console)
+            try:
+                outcome = run(asked or read_run(folder), folder, console)
+            except AtOnceError as error:
+                die(error.number)
         if not outcome.trained:
             words = f"{folder} is already trained ({outcome.step} steps)."
         elif not outcome.finished:
@@ -68,4 +72,4 @@ class Train:
         else:
             words = f"The model is in {folder / 'model'}. Sample: {sample_command(folder, folder)}"
         console.print(words, highlight=False, soft_wrap=True, markup=False, emoji=False)
-        return 0 if outcome.finished else 130
+        return 0 if outcome.finished else 128 + outcome.signal

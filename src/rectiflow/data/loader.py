@@ -215,7 +215,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
-    # Ctrl-C is the training process's to answer; it ends the workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and SIGTERM sent to all processes of a job, are the training process's to answer: it has yet to save.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # What the training process has left to collect may own threads that are not here: freeing it would wait for them.
     gc.freeze()

@@ -65,6 +65,14 @@ class Checkpoints:
         """The step of the least metric, the newest of equal ones; None if none has a metric."""
         return next(iter(self._by_metric()), None)
 
+    def metric(self, step: int) -> float | None:
+        """What a finished checkpoint was saved with; None if nothing, or nothing that is finite.
+
+        Raises:
+            InputError: its manifest cannot be read.
+        """
+        return read_manifest(self._path(step)).metric
+
     def save(self, step: int, state: dict[str, Any], metric: float | None = None) -> None:
         """Write the state after `step` steps; what was saved before stays until this one is whole.
 
@@ -207,8 +215,7 @@ class Checkpoints:
         metrics: dict[int, float] = {}
         for step in self.steps():
             with suppress(InputError):
-                metric = read_manifest(self._path(step)).metric
-                if metric is not None:
+                if (metric := self.metric(step)) is not None:
                     metrics[step] = metric
         return sorted(metrics, key=lambda step: (metrics[step], -step))
 

@@ -1,5 +1,6 @@
 """A run folder: begun, gone on with, or found finished; never overwritten by another run."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import recover_folder
 from rectiflow.base.ranks import first_then_others, from_first, started
 from rectiflow.conditioning.encoders import check_encoders
 from rectiflow.data.images import ImageSet
@@ -59,11 +59,13 @@ class Outcome:
         step: steps done.
         finished: whether that is all of them.
         trained: whether this call trained at all.
+        signal: what asked it to stop, if it was asked.
     """
 
     step: int
     finished: bool
     trained: bool
+    signal: int = signal.SIGINT
 
 
 def source_of(config: TrainingConfig, data: ImageSet, index: Path | None) -> ImageSet | None:
@@ -171,8 +173,7 @@ def train_here(
         latents: of the run's pictures, if it trains in these.
         index: see `train`.
     """
-    recover_folder(folder / "model")
-    if finished(config, folder):
+    if from_first(finished(config, folder)):
         return Outcome(config.steps, finished=True, trained=False)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -216,11 +217,11 @@ def train_here(
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     with first_then_others():
         sinks = open_sinks(config.watch, folder, start, config.model_dump(mode="json"))
-    with RunLog(folder, start, config.steps, console, sinks) as log, Interrupt() as interrupt:
+    with Interrupt() as interrupt, RunLog(folder, start, config.steps, console, sinks) as log:
         if start == config.steps:
             trainer.save()  # the model was lost after its last checkpoint
         done = trainer.fit(log, interrupt)
-    return Outcome(trainer.step, done, trained=True)
+    return Outcome(trainer.step, done, trained=True, signal=interrupt.signal or signal.SIGINT)
 
 
 def _stage(config: TrainingConfig, data: ImageSet, device: torch.device, latents: Latents | None) -> Stage:

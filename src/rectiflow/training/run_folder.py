@@ -1,5 +1,7 @@
 """A run folder: whose it is, what run it holds, and that one job at a time trains there."""
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from rectiflow.base.config import differences, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
-from rectiflow.base.files import unwritable, write_text
+from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.base.ranks import first_then_others, from_first
 from rectiflow.data.images import ImageSet
 from rectiflow.data.sets import is_index, keep_index
@@ -18,12 +20,14 @@ from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import RunConfig
+from rectiflow.training.post_hoc import FOLDER as AVERAGES
 
 CONFIG_NAME = "run.yaml"
 INDEX_NAME = "inventory"
 SOURCE_INDEX_NAME = "source-inventory"
 LOCK_NAME = ".lock"
 HOW = ("parallel", "threads", "watch")  # settings of how a run is carried out; what it comes to is the same
+_HALF = re.compile(r"\..+\.\d+\.tmp")  # a file that `write_aside` has not finished
 
 
 def read_run(folder: Path) -> RunConfig | AutoencoderRunConfig:
@@ -42,9 +46,17 @@ def read_run(folder: Path) -> RunConfig | AutoencoderRunConfig:
 
 
 def finished(config: TrainingConfig, folder: Path) -> bool:
-    """Whether all steps of a run are done and its model is there."""
+    """Whether all steps of a run are done and its model is there: that of the last step, not of one before."""
     saved = Checkpoints(folder / "checkpoints", config.keep).steps()
-    return bool(saved) and saved[-1] == config.steps and (folder / "model" / "config.json").is_file()
+    return bool(saved) and saved[-1] == config.steps == _step_of_model(folder / "model")
+
+
+def _step_of_model(model: Path) -> int | None:
+    try:
+        step = json.loads((model / "config.json").read_text(encoding="utf-8"))["training"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def write_down(config: TrainingConfig, data: ImageSet, folder: Path) -> None:
@@ -93,7 +105,20 @@ def _acquired(folder: Path) -> FileLock:
         raise InputError(f"another process is training in {folder}; wait for it, or choose another --run.") from error
     except OSError as error:
         raise unwritable(folder, error) from error
+    _tidy(folder)
     return lock
+
+
+def _tidy(folder: Path) -> None:
+    """Put right what a process left that was killed as it wrote: what is whole stays, halves go."""
+    with suppress(OSError):  # where nothing can be changed, what lies there harms nobody
+        for name in ("model", INDEX_NAME, SOURCE_INDEX_NAME):
+            recover_folder(folder / name)
+            shutil.rmtree(folder / f"{name}.tmp", ignore_errors=True)
+        for place in (folder, folder / "samples", folder / AVERAGES):
+            for path in place.glob(".*.tmp"):
+                if _HALF.fullmatch(path.name):
+                    path.unlink()
 
 
 def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
@@ -123,7 +148,11 @@ def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
 
 def _is_remnant(path: Path) -> bool:
     """Whether a run that was cut off before its first line left this: nothing of the user's is taken for it."""
-    return path.name == LOCK_NAME or (path.name in (INDEX_NAME, SOURCE_INDEX_NAME) and is_index(path))
+    index = path.with_suffix("") if path.suffix == ".old" else path
+    if index.name in (INDEX_NAME, SOURCE_INDEX_NAME) and is_index(path):
+        return True
+    half = _HALF.fullmatch(path.name) and path.name.startswith(f".{CONFIG_NAME}.")
+    return bool(half) or path.name in (LOCK_NAME, f"{INDEX_NAME}.tmp", f"{SOURCE_INDEX_NAME}.tmp")
 
 
 def _comparable(asked: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:

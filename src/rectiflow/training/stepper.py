@@ -1,7 +1,7 @@
 """One step of a training: losses, gradients, what moves and what does not. It knows nothing of diffusion."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
@@ -84,12 +84,12 @@ class Stepper:
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         return [optimiser for group in self.turns.values() for optimiser in group]
 
-    def take(self, step: int, stop: bool = False) -> Step:
+    def take(self, step: int, asked: Callable[[], bool] = lambda: False) -> Step:
         """Take a step, unless it would do harm.
 
         Args:
             step: its number, from 0.
-            stop: whether this process was asked to stop.
+            asked: tells whether this process was asked to stop, by the time that the gradients are there.
 
         Raises:
             InputError: another process of the job is gone.
@@ -97,11 +97,11 @@ class Stepper:
         if self.stage.changes_at(step):
             self.guard.forget()
         values: dict[str, Tensor] = {}
-        norms, first = [], math.nan
+        norms, first, stop = [], math.nan, False
         for turn in self.stage.turns_at(step):
             with _together():
                 loss, norm, seen = self._gradients(turn, step)
-                number, size, stop = self._agree(loss, norm, stop)
+                number, size, stop = self._agree(loss, norm, stop or asked())
                 seen = _averaged(seen)
             main = turn == self.stage.turns[0]
             first = number if main else first

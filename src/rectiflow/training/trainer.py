@@ -15,7 +15,7 @@ from rectiflow.data.pictures import save_png
 from rectiflow.training.bands import means
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import TrainingConfig
-from rectiflow.training.interrupt import Interrupt
+from rectiflow.training.interrupt import AtOnceError, Interrupt
 from rectiflow.training.log import RunLog
 from rectiflow.training.optimiser import learning_rate
 from rectiflow.training.post_hoc import save_snapshot
@@ -67,6 +67,7 @@ class Trainer:
             self.checkpoints.load(saved, state)
             self.stepper.load(state)
             self.step = state["step"]
+            self._held_out = self.checkpoints.metric(saved)  # it stands until the next held-out check
         return self.step
 
     def fit(self, log: RunLog, interrupt: Interrupt) -> bool:
@@ -79,9 +80,14 @@ class Trainer:
         """
         self._interrupt = interrupt
         try:
-            return self._fit(log)
-        finally:
+            done = self._fit(log)
+        except AtOnceError:  # what is being written is lost, what was written is not
+            raise
+        except BaseException:
             self._settle(log)
+            raise
+        self._settle(log)
+        return done
 
     def _fit(self, log: RunLog) -> bool:
         every, steps = self.config.every, self.config.steps
@@ -91,17 +97,18 @@ class Trainer:
             if step.complaint and self._turns_back(step.complaint, log):
                 continue
             self.step += 1
-            if self._due(every.log) or step.stop:
+            # Several processes have to be of one mind: they agree while gradients are exchanged.
+            stop = step.stop or (self._interrupt.asked and not ranks.started())
+            if self._due(every.log) or stop:
                 self._tell_how_it_goes(log)
-            if not step.stop:
+            if not stop:
                 self._show(log)
-            if step.stop or (self.step == steps and every.save):
+            if stop or (self.step == steps and every.save):
                 self._settle(log)
                 self.save()
-                self.checkpoints.wait()
             elif self._due(every.save):
                 self._save_if_it_can(log)
-            if step.stop:
+            if stop:
                 log.reason = "it was asked to, by Ctrl-C or SIGTERM"
                 break
         return self.step == steps
@@ -113,7 +120,6 @@ class Trainer:
         except InputError:  # the data are gone; in other processes they may not be, and a checkpoint is written by all
             if not ranks.started():
                 self.save()
-                self.checkpoints.wait()
             raise
         except torch.OutOfMemoryError as error:  # a step may be half taken: nothing is saved after it
             raise InputError(
@@ -125,7 +131,7 @@ class Trainer:
         return step
 
     def _train(self, step: int) -> Step:
-        return self.stepper.take(step, self._interrupt.asked)
+        return self.stepper.take(step, lambda: self._interrupt.asked)
 
     def _turns_back(self, complaint: str, log: RunLog) -> bool:
         """Whether the run goes back after a step that was not taken; it is told either way.
@@ -178,10 +184,10 @@ class Trainer:
             self._preview()
 
     def _save_if_it_can(self, log: RunLog) -> None:
-        """As `save`; a disk that is full or read-only is told, and training goes on: what was saved before is kept."""
+        """As `_write`; a disk that is full or read-only is told, and training goes on: what was saved before is kept."""
         self._settle(log)
         try:
-            self.save()
+            self._write()
         except InputError as error:
             log.tell(f"step {self.step} is not saved, training goes on: {error}")
 
@@ -193,7 +199,16 @@ class Trainer:
             log.tell(f"a checkpoint was not saved, training goes on: {error}")
 
     def save(self) -> None:
-        """Write a checkpoint, as far as that goes while training goes on, and the model as it is now."""
+        """Write a checkpoint and the model as they are now.
+
+        Raises:
+            InputError: the disk is full or read-only.
+        """
+        self._write()
+        self.checkpoints.wait()
+
+    def _write(self) -> None:
+        """As `save`, but the checkpoint only as far as that goes before training goes on."""
         self.checkpoints.save(self.step, self._state(), self._held_out)
         whole = self.stepper.parallel.whole(self.ema.module)
         if ranks.first():

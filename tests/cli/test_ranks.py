@@ -89,16 +89,16 @@ def _one(arguments):
     return code, out.getvalue(), err.getvalue()
 
 
-def _process(rank, world, ports, commands, folder):
+def _process(rank, world, port, commands, folder):
     torch.set_num_threads(1)
-    # As torchrun sets them, whose own process holds the store at which the others meet.
+    # As torchrun sets them, whose own process holds the store at which the others meet, attempt after attempt.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     said = []
     with pytest.MonkeyPatch.context() as patch:
         _few(patch)
-        for port, (arguments, fault) in zip(ports, commands, strict=True):
-            os.environ["MASTER_PORT"] = str(port)
+        for number, (arguments, fault) in enumerate(commands):
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
             with _fault(fault if rank == 1 else ""):
                 said.append(_one(arguments))
     (folder / f"said-{rank}.json").write_text(json.dumps(said))
@@ -106,8 +106,8 @@ def _process(rank, world, ports, commands, folder):
 
 def together(commands, folder, world=2):
     """What each process says to each command: for each command a list of (exit status, output, errors)."""
-    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in commands]
-    mp.spawn(_process, args=(world, [store.port for store in stores], commands, folder), nprocs=world)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    mp.spawn(_process, args=(world, store.port, commands, folder), nprocs=world)
     each = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(world)]
     return list(zip(*each, strict=True))
 
@@ -187,6 +187,7 @@ def said(place):
     pair["unknown option"] = (["sample", run, "--stepz", "1"], "")
     pair["one fails"] = (["sample", run, *nowhere], "its model is gone")
     pair["one is killed"] = (["sample", run, *nowhere], "it is killed")
+    pair["begun again"] = (["sample", run, "--steps", "1", "--out", str(place / "again.npz")], "")
     kept = {path: path.stat().st_mtime_ns for path in (place / "two" / "gone on").glob("*.arrow")}
     answers = together(list(pair.values()), place)
     assert len(kept) == 2
@@ -303,6 +304,12 @@ def test_what_goes_wrong_is_one_line_by_one_process(place, said, name, words):
     codes = [code for code, *_ in said[name]]
     assert codes == ([2, 9] if name == "one is killed" else [2, 2])
     assert not (place / "nowhere.npz").exists()
+
+
+def test_after_one_is_killed_the_next_attempt_meets(place, said):
+    """At the same store, which still holds where the processes of the attempt before were to be found."""
+    assert [code for code, *_ in said["begun again"]] == [0, 0]
+    assert len(arrays(place / "again.npz")[0]) == 10
 
 
 def _same(one, two):

@@ -5,6 +5,7 @@ by the CPU; gradients and weights are torch's own business (`rectiflow.training.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from rectiflow.base.errors import InputError
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=2)  # one rank may encode or survey for long while the others wait
+_PATIENCE = 1.0  # seconds
 
 
 def started() -> bool:
@@ -57,10 +59,11 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store, number, count = next(rendezvous("env://", timeout=_TIMEOUT))
-        dist.init_process_group(
-            backend, store=PrefixStore("default_pg", store), rank=number, world_size=count, timeout=_TIMEOUT
-        )
+        there, number, count = next(rendezvous("env://", timeout=_TIMEOUT))
+        # torchrun keeps one store through its restarts: what an attempt that failed wrote there must not be read again.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt {attempt} of {count}", there)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         refused = InputError(
             f"the processes of this job cannot meet ({_line(error)}); start them by torchrun, all at one rendezvous."
@@ -84,7 +87,7 @@ def _one_voice(store: Store) -> Iterator[None]:
         raise
     except (InputError, OSError) as error:
         if not _is_first_to_fail(store):
-            raise SystemExit(2) from error
+            raise _silent() from error
         if isinstance(error, InputError):
             error.speaks_for_all = True
         raise
@@ -93,7 +96,7 @@ def _one_voice(store: Store) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in words or "NCCL" in words):
             raise  # a fault of ours
         if not _is_first_to_fail(store):
-            raise SystemExit(2) from error
+            raise _silent() from error
         gone = InputError(f"another process of this job is gone, so this one ends too ({_line(error)}).")
         gone.speaks_for_all = True
         raise gone from error
@@ -101,9 +104,14 @@ def _one_voice(store: Store) -> Iterator[None]:
 
 def _is_first_to_fail(store: Store) -> bool:
     try:
-        return store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+        return store.add("failed", 1) == 1
     except RuntimeError:  # the store went with its process: better said twice than not at all
         return True
+
+
+def _silent() -> SystemExit:
+    time.sleep(_PATIENCE)  # torchrun ends all as soon as one has left, also the one that speaks
+    return SystemExit(2)
 
 
 def _line(error: BaseException) -> str:

@@ -88,7 +88,7 @@ class RunLog:
         """Say something that a person should know now, and keep it for who asks later."""
         if not ranks.first():
             return
-        self.console.print(words, highlight=False, soft_wrap=True)
+        self.console.print(words, highlight=False, soft_wrap=True, markup=False, emoji=False)
         with suppress(OSError), (self.folder / NOTES_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self._step, "time": time.time(), "words": words}) + "\n")
 

@@ -82,6 +82,10 @@ def test_compiled_steps_are_not_laid_beside_eager_ones(stage, config):
 def test_disk_is_what_is_kept(stage, config):
     told = stage_forecast(stage(64), [stage(8), stage(16)], config, 10**9)
     assert told.disk == 5000 + 700 + 7 * 1000 + 4 * 300 + (10 + 4) * 10
+    best = config.model_copy(update={"keep_best": 3})  # saved twice: no more than two can be kept
+    assert stage_forecast(stage(64), [stage(8), stage(16)], best, 10**9).disk == told.disk + 5000
+    blind = best.model_copy(update={"every": config.every.model_copy(update={"held_out": 0})})
+    assert stage_forecast(stage(64), [stage(8), stage(16)], blind, 10**9).disk == told.disk - 4 * 10
     nothing = config.model_copy(update={"every": EveryConfig(log=10, held_out=0, preview=0, save=0, average=0)})
     assert stage_forecast(stage(64), [stage(8), stage(16)], nothing, 10**9).disk == 10 * 10
 

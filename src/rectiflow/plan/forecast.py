@@ -171,9 +171,10 @@ def stage_forecast(
 
 
 def disk_of(whole: Rehearsed, config: TrainingConfig, often: dict[str, int]) -> Disk:
-    """What a stage leaves, by what it leaves each time and how often."""
+    """What a stage leaves at most, by what it leaves each time and how often."""
+    best = config.keep_best if often["held_out"] else 0  # some of the best may be among the newest
     return Disk(
-        checkpoints=whole.checkpoint * min(config.keep, often["save"]),
+        checkpoints=whole.checkpoint * min(config.keep + best, often["save"]),
         model=whole.model if often["save"] else 0,
         previews=whole.preview.bytes * often["preview"] + whole.average.bytes * often["average"],
         metrics=whole.log * (often["log"] + often["held_out"]),

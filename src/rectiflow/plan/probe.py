@@ -2,13 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
 from rectiflow.base.config import Config
@@ -112,12 +116,12 @@ def private(config: TrainingConfig) -> TrainingConfig:
 
 
 def in_a_child(config: TrainingConfig, events: bool, seconds: float) -> Rehearsal:
-    """Rehearse a run in a process of its own and a folder that is removed.
+    """Rehearse a run in a process of its own and a folder that is removed, however this process ends.
 
     Raises:
         InputError: what the run would refuse; or the process died.
     """
-    with TemporaryDirectory(prefix="rectiflow-plan-") as name:
+    with _leaving_on_sigterm(), TemporaryDirectory(prefix="rectiflow-plan-") as name:
         folder = Path(name)
         asked = Asked(
             config=private(config).model_dump(mode="json"),
@@ -129,15 +133,9 @@ def in_a_child(config: TrainingConfig, events: bool, seconds: float) -> Rehearsa
         there, to = folder / "asked.json", folder / "found.json"
         there.write_text(asked.model_dump_json(), encoding="utf-8")
         own = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "TRITON_CACHE_DIR": str(folder / "triton")}
-        done = subprocess.run(
-            [sys.executable, "-m", "rectiflow.plan.child", str(there), str(to)],
-            env={**os.environ, **own},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        status, told = _run([sys.executable, "-m", "rectiflow.plan.child", str(there), str(to)], own)
         ended = time.time()
-        found: dict[str, Any] = {"error": _death(done, config)}
+        found: dict[str, Any] = {"error": _death(status, told, config)}
         if to.is_file():
             found = json.loads(to.read_text(encoding="utf-8"))
     if "error" in found:
@@ -148,11 +146,53 @@ def in_a_child(config: TrainingConfig, events: bool, seconds: float) -> Rehearsa
     return rehearsal.model_copy(update={"end": end})
 
 
-def _death(done: "subprocess.CompletedProcess[str]", config: TrainingConfig) -> str:
-    if done.returncode == -9:
+def _run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """The status of a process that ends with this one, and what it said on stderr. Nothing that it started is left."""
+    theirs, ours = os.pipe()  # as long as `ours` is open, this process lives
+    try:
+        with subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a group of its own, with its workers
+        ) as child:
+            try:
+                _, told = child.communicate()
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+        return child.returncode, told
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program by an exception, so that what has to be cleared away is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would stop the clearing away
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _death(status: int, told: str, config: TrainingConfig) -> str:
+    if status == -9:
         return (
             f"the rehearsal was killed, as the system does when memory is full, at a batch of {config.batch}; try "
             "fewer samples (--set batch=…) or more parts (--set accumulate=…)."
         )
-    last = ["", *done.stderr.strip().splitlines()][-1]
-    return f"the rehearsal failed with status {done.returncode}: {last}"
+    last = ["", *told.strip().splitlines()][-1]
+    return f"the rehearsal failed with status {status}: {last}"

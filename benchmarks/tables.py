@@ -1,23 +1,25 @@
 """Write the tables of README.md and docs/ from results/*.json: python benchmarks/tables.py
 
-Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is there is replaced.
+Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is there is replaced. NAME:PART is one of several
+tables of results/NAME.json.
 """
 
 import json
 import re
 from pathlib import Path
 
-from tables_of import conditioned, latent, learning, running, video
+from tables_of import conditioned, latent, learning, running, throughput, video
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TABLES = {**learning.TABLES, **running.TABLES, **latent.TABLES, **conditioned.TABLES, **video.TABLES}
+ROOMS = (learning, running, throughput, latent, conditioned, video)
+TABLES = {name: make for room in ROOMS for name, make in room.TABLES.items()}
 
 
 def filled(text: str) -> str:
     """`text` with each table replaced by the one that the results give."""
     for name, make in TABLES.items():
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / f"{name.partition(':')[0]}.json"
         if path.exists():
             body = make(json.loads(path.read_text()))
             pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"

@@ -48,40 +48,6 @@ def switches(result: dict) -> str:
     )
 
 
-def throughput(result: dict) -> str:
-    machine, parts = result["machine"], []
-    for kind, title in (("dit", "transformer, width 256, depth 6, patch 2, 4×16×16"), ("unet", "U-Net, 3×32×32")):
-        entry = result[kind]
-        rows = [[name, f"{rate:.1f}"] for name, rate in entry["images_per_second"].items()]
-        parts.append(table([f"{title}: training", "images/s"], rows))
-        sizes = "; ".join(
-            f"{name} {facts['parameters'] / 1e6:.2f} M parameters, {facts['gflop_per_image']:.2f} GFLOP an image"
-            for name, facts in entry["facts"].items()
-        )
-        parts.append(
-            f"{sizes}. Our best over theirs in fp32: **{entry['ratio_to_fp32']:.2f}**; over their best: "
-            f"**{entry['ratio_to_best']:.2f}**."
-        )
-        rows = [
-            [name, str(row["steps"]), f"{row['held_out_loss']:.4f}"] for name, row in entry["equal_seconds"].items()
-        ]
-        parts.append(table(["after equal seconds", "steps", "held-out loss"], rows))
-    matrix, rates = result["dit"]["matrix"], result["dit"]["sampling_images_per_second"]
-    parts.append(
-        f"Matrix products at the transformer's shapes run at {matrix['float32_gflops']:.0f} GFLOP/s in float32 and "
-        f"{matrix['bfloat16_gflops']:.0f} in bfloat16; in float32 they are {matrix['float32_share_of_a_step']:.0%} of "
-        f"an fp32 step and in bfloat16 {matrix['bfloat16_share_of_a_step']:.0%} of the best one. Sampling with the "
-        f"transformer, 50 guided steps, images/s: {', '.join(f'{name} {rate:.2f}' for name, rate in rates.items())}."
-    )
-    where = f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {machine['torch']}"
-    settings = result["settings"]
-    parts.append(
-        f"`{result['command']}` on {where}; batches of {settings['batch']}, {settings['optimiser']}, medians of "
-        f"{settings['rounds']}."
-    )
-    return "\n\n".join(parts)
-
-
 def data(result: dict) -> str:
     rows = [
         [f"{int(size):,}", f"{row['peak_megabytes']:,}", f"{row['share_of_a_step_spent_waiting']:.2%}"]
@@ -179,7 +145,6 @@ TABLES = {
     "plan": plan,
     "speed": speed,
     "switches": switches,
-    "throughput": throughput,
     "data": data,
     "streams": streams,
     "evening": evening,

@@ -118,6 +118,7 @@ def asked(place, out):
     few = ["--classes", "3", "1", "4", "--steps", "3", "--guidance", "1"]
     scores = ["--features", "pixels", "--steps", "2"]
     shards = ["--set", "data={set: digits, size: null}", f"latent.cache.shard={SHARD}", "latent.cache.batch=100"]
+    files = ["--set", "data.size=8", "data.colour=grey", "latent.cache.shard=7"]
     autoencoder = f"{latent}/autoencoder"
     return {
         "pictures": ["sample", run, *few, "--solver", "ddpm", "--out", f"{out}/few.npz"],
@@ -142,6 +143,7 @@ def asked(place, out):
         "report": ["evaluate", run, *scores, "--count", "41", "--likelihood", "--out", f"{out}/report"],
         "of autoencoder": ["evaluate", autoencoder, *scores[:2], "--count", "21", "--out", f"{out}/of autoencoder"],
         "latents": ["encode", autoencoder, "--out", f"{out}/latents", *shards],
+        "of files": ["encode", autoencoder, "--out", f"{out}/of files", "--data", f"{place}/files", *files],
         "cut off": ["encode", autoencoder, "--out", f"{out}/cut off", *shards],
         "gone on": ["encode", autoencoder, "--out", f"{out}/gone on", *shards],
     }
@@ -151,6 +153,7 @@ def asked(place, out):
 def place(tmp_path_factory):
     """Models: of digits, of clips that may be gone on with, of latents with a report on it."""
     place = tmp_path_factory.mktemp("place")
+    assert main(["data", "digits", "--count", "12", "--out", str(place / "files")]) == 0
     assert main(["train", "digits", "--run", str(place / "run"), "--set", *SMALL]) == 0
     config = VideoDiTConfig(channels=1, classes=0, patch=4, width=24, depth=1, heads=2, texts=(), picture=1)
     flow = Flow.build(build(config), FlowConfig()).requires_grad_(False).eval()
@@ -259,10 +262,10 @@ def test_the_last_stage_of_a_run_is_shared(place, said):
     assert one["scores"]["count"] == 33
 
 
-@pytest.mark.parametrize("name", ["latents", "gone on", "cut off"])
+@pytest.mark.parametrize("name", ["latents", "of files", "gone on", "cut off"])
 def test_latents_are_those_of_one_process_byte_by_byte(place, said, name):
     """Those of two processes; begun by one and finished by two; begun by two and finished by one."""
-    folder, whole = place / "two" / name, place / "one" / "latents"
+    folder, whole = place / "two" / name, place / "one" / ("of files" if name == "of files" else "latents")
     if name == "cut off":
         there = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
         assert 3 <= len(there) < 7  # process 1 wrote one, the other its own
@@ -270,7 +273,7 @@ def test_latents_are_those_of_one_process_byte_by_byte(place, said, name):
         assert _one(asked(place, place / "two")[name])[0] == 0
         assert all((folder / shard).stat().st_mtime_ns == then for shard, then in there.items())
     expected = {path.name: path.read_bytes() for path in whole.iterdir()}
-    assert len([shard for shard in expected if shard.endswith(".arrow")]) == 7
+    assert len([shard for shard in expected if shard.endswith(".arrow")]) == (4 if name == "of files" else 7)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]  # nothing is left beside it
 

@@ -155,6 +155,21 @@ def test_a_jump_in_a_run_is_not_taken(small, tmp_path, monkeypatch, capsys):
     assert "step 71 was not taken: loss" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("steps", [[7], [6, 7]])
+def test_stopped_before_it_goes_back_it_goes_back_as_far(small, tmp_path, monkeypatch, steps):
+    """To the checkpoint that a run never stopped would go back to, not to what was saved when it was stopped."""
+    asked = longer(small)
+    poison(monkeypatch, lambda step, detour: detour == 0 and step in (7, 8))
+    train(asked, tmp_path / "whole", QUIET)
+    for step in steps:
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            assert train(asked, tmp_path / "cut", QUIET).step == step + 1
+    assert (tmp_path / "cut" / "checkpoints" / "step-00000006").is_dir()
+    assert train(asked, tmp_path / "cut", QUIET).finished
+    assert same(state(asked, tmp_path / "whole"), state(asked, tmp_path / "cut"))
+
+
 def test_stopped_while_bad_it_goes_on_as_if_never_stopped(small, tmp_path, monkeypatch):
     """The count of bad steps in a row is kept too."""
     asked = longer(small, skips=3)

@@ -40,10 +40,13 @@ class Checkpoints:
         keep: how many of the newest to keep, at least 1.
         keep_best: how many of the best by their metric to keep besides; 0 is none.
         background: write while training goes on; the state is copied first.
+        every: steps between those that a run saves in any case; others are saved when it is stopped. The newest of the
+            former is kept too.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_best: int = 0, background: bool = False) -> None:
+    def __init__(self, folder: Path, keep: int, keep_best: int = 0, background: bool = False, every: int = 1) -> None:
         assert keep >= 1
+        self.every = every or 1
         self.folder, self.keep, self.keep_best, self.background = folder, keep, keep_best, background
         self._verified: set[int] = set()
         self._flight: Future[None] | None = None
@@ -116,7 +119,7 @@ class Checkpoints:
             if self._flight.done():
                 self._flight = None
 
-    def newest_good(self, tell: Callable[[str], None]) -> int | None:
+    def newest_good(self, tell: Callable[[str], None], regular: bool = False) -> int | None:
         """The newest checkpoint whose files are all as they were written, or None.
 
         Each damaged one that is newer is told of and put aside as `step-….bad`, where it stays. What a crash left
@@ -124,6 +127,7 @@ class Checkpoints:
 
         Args:
             tell: is given a line for each, in the first process.
+            regular: only those that are there whether a run was stopped or not.
         """
         try:
             self.wait()
@@ -133,6 +137,8 @@ class Checkpoints:
         self._meet()
         self._tidy()
         for step in ranks.from_first(self._found()[::-1]):
+            if regular and step % self.every:
+                continue
             problem = self._damage(step)
             if not problem:
                 self._verified.add(step)
@@ -203,7 +209,8 @@ class Checkpoints:
     def _prune(self, written: int) -> None:
         """Remove what is neither among the newest, nor among the best, nor just written."""
         steps = self.steps()
-        kept = {written, *steps[-self.keep :], *self._by_metric()[: self.keep_best]}
+        regular = [step for step in steps if step % self.every == 0]
+        kept = {written, *steps[-self.keep :], *regular[-1:], *self._by_metric()[: self.keep_best]}
         for step in steps:
             if step not in kept:
                 gone = self._path(step).with_name(f"{self._path(step).name}.tmp")
@@ -267,7 +274,7 @@ class Checkpoints:
             dist.all_gather_object(said, value, group=self._group)
         except RuntimeError as error:
             raise InputError(
-                f"a process of this job is gone ({first_line(error)}); start all of them again."
+                f"a process of this job is gone ({first_line(error).split('. ')[0]}); start all of them again."
             ) from error
         return said
 

@@ -181,9 +181,7 @@ def check_parallel(stage: Stage) -> None:
             f"recipe {stage.config.recipe} cannot be trained in shards, only flows can; set parallel.kind=ddp."
         )
     if stage.config.optimiser.kind == "muon":
-        raise InputError(
-            "Muon needs whole matrices; set optimiser.kind=adamw, or parallel.kind=ddp."
-        )
+        raise InputError("Muon needs whole matrices; set optimiser.kind=adamw, or parallel.kind=ddp.")
     if asked.shard and count % asked.shard:
         raise InputError(
             f"parallel.shard={asked.shard} does not divide the {count} processes; set a divisor of that, or 0 for all."

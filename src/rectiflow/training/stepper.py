@@ -192,5 +192,5 @@ def _together() -> Iterator[None]:
             raise
         raise InputError(
             "another process of this job has ended, so this one ends too; under torchrun --max-restarts the job begins "
-            f"again from its last checkpoint. ({words.strip().splitlines()[0][:200]})"
+            f"again from its last checkpoint. ({words.strip().splitlines()[0].split('. ')[0][:200]})"
         ) from error

@@ -44,7 +44,9 @@ class Trainer:
         self.watch.begin()
         self.stepper = Stepper(stage, config, device)
         self.ema = self.stepper.ema
-        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep, config.keep_best, config.save_aside)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", config.keep, config.keep_best, config.save_aside, config.every.save
+        )
         self._held_out: float | None = None
         self.step = 0
         self._interrupt = Interrupt()
@@ -52,16 +54,17 @@ class Trainer:
         self._told: set[str] = set()
         self._began_at, self._since, self._waited = 0, time.perf_counter(), 0.0
 
-    def restore(self, tell: Tell) -> int:
+    def restore(self, tell: Tell, regular: bool = False) -> int:
         """Take up the newest sound checkpoint, if there is one; return the steps done.
 
         Args:
             tell: is given a line for each damaged one that is passed over.
+            regular: only of those that there are whether the run was stopped or not.
 
         Raises:
             InputError: it is of another network.
         """
-        saved = self.checkpoints.newest_good(tell)
+        saved = self.checkpoints.newest_good(tell, regular)
         if saved is not None:
             state = self._state()
             self.checkpoints.load(saved, state)
@@ -84,7 +87,7 @@ class Trainer:
         except AtOnceError:  # what is being written is lost, what was written is not
             raise
         except BaseException:
-            self._settle(log)
+            self._settle(log, "")
             raise
         self._settle(log)
         return done
@@ -151,7 +154,7 @@ class Trainer:
                 f"lower rate: --set optimiser.lr={self.config.optimiser.lr / 3:.2g} in another --run."
             )
         detours, before = guard.detours, self.step
-        self.restore(log.tell)
+        self.restore(log.tell, regular=True)
         guard.detours = detours
         self.stage.detour(detours)
         there = f"back to step {self.step}" if self.step < before else "on from here, for nothing is saved yet"
@@ -184,19 +187,19 @@ class Trainer:
             self._preview()
 
     def _save_if_it_can(self, log: RunLog) -> None:
-        """As `_write`; a disk that is full or read-only is told, and training goes on: what was saved before is kept."""
+        """As `_write`; a disk that is full or read-only is told, and training goes on: what was saved stays."""
         self._settle(log)
         try:
             self._write()
         except InputError as error:
             log.tell(f"step {self.step} is not saved, training goes on: {error}")
 
-    def _settle(self, log: RunLog) -> None:
+    def _settle(self, log: RunLog, then: str = ", training goes on") -> None:
         """Wait for the checkpoint that is being written; if it could not be, say so."""
         try:
             self.checkpoints.wait()
         except InputError as error:
-            log.tell(f"a checkpoint was not saved, training goes on: {error}")
+            log.tell(f"a checkpoint was not saved{then}: {error}")
 
     def save(self) -> None:
         """Write a checkpoint and the model as they are now.

@@ -8,6 +8,8 @@ from rectiflow.__main__ import main
 from rectiflow.cli.plan import size, span
 from rectiflow.plan import probe
 from rectiflow.plan.measured import Rehearsal
+from rectiflow.plan.plan import plan
+from rectiflow.recipes.registry import resolve
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,50 @@ def test_tables_and_json_say_the_same(stage, capsys, monkeypatch):
     assert "estimate for 4 × NVIDIA H100" in shown
     assert "not measured" in shown
     assert size(told["here"]["stages"][0]["disk"]) in shown
+
+
+def test_without_a_probe_nothing_is_measured_and_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(probe, "in_a_child", lambda *asked: pytest.fail("rehearsed"))
+    asked = ["plan", "digits", "--no-probe", "--set", "network.depth=1", "--gpu", "h100"]
+    assert main([*asked, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["here"] is None
+    assert told["there"][0]["from_shapes"]
+    assert told["outline"]["stages"][0]["flops"] > 0
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "digits, from shapes: an estimate, nothing was measured" in shown
+    assert "estimate for NVIDIA H100 SXM 80 GB, nothing was measured" in shown
+    assert "measured on this machine" not in shown
+    assert size(told["outline"]["stages"][0]["states"]) in shown
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    """A machine on which the digits' network is too big, and a rehearsal that must not be begun."""
+    monkeypatch.setattr(probe, "in_a_child", lambda *asked: pytest.fail("rehearsed"))
+    monkeypatch.setattr("rectiflow.plan.plan._LITTLE", 0)
+    monkeypatch.setattr("rectiflow.plan.machine.available", lambda device: 10**6)
+
+
+def test_what_is_too_big_for_here_is_told_from_shapes_of_a_gpu(crowded, capsys):
+    asked = ["plan", "digits", "--set", "network.depth=1"]
+    assert main([*asked, "--gpu", "h100"]) == 0
+    shown = capsys.readouterr().out
+    assert "cannot be rehearsed here: 16 samples take" in shown
+    assert "estimate for NVIDIA H100 SXM 80 GB, nothing was measured" in shown
+    assert main(asked) == 2
+    told = capsys.readouterr().err
+    assert "Name a GPU for an estimate from shapes: --gpu h100." in told
+    assert told.count("\n") == 1
+
+
+def test_what_would_take_an_hour_is_told_from_shapes(crowded, monkeypatch):
+    monkeypatch.setattr("rectiflow.plan.machine.available", lambda device: 10**12)
+    monkeypatch.setattr("rectiflow.training.watch.matrix_rate", lambda device, precision: 1e6)
+    found = plan(resolve("digits", settings=["network.depth=1"]), ["h100"])
+    assert "a step of 16 samples would take" in found.why
+    assert found.outline is not None
 
 
 def test_numbers_in_words():

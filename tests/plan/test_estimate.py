@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from rectiflow.base.errors import InputError
-from rectiflow.plan.estimate import CONTEXT, estimate
+from rectiflow.plan.estimate import CALL, CONTEXT, estimate, estimate_shapes, shares
 from rectiflow.plan.forecast import Forecast, stage_forecast
 from rectiflow.plan.gpus import GPUS, gpu
+from rectiflow.plan.outline import Outline, StageOutline
 from rectiflow.plan.plan import plan
+from rectiflow.training.config import ParallelConfig
 
 
 @pytest.fixture
@@ -65,6 +67,84 @@ def test_what_cannot_be_is_told_in_a_line(config):
     with pytest.raises(InputError, match="at least 1, received 0"):
         plan(config, ["h100"], count=0)
     assert gpu("RTX4090") is gpu("rtx-4090") is GPUS["4090"]
+
+
+@pytest.fixture
+def outlined(config):
+    """Round numbers of a run in latents, of a batch of 64."""
+    flow = StageOutline(
+        name="flow",
+        parameters=10**9,
+        batch=64,
+        steps=100,
+        precision="bfloat16",
+        flops=1e15,
+        between=2e15,
+        calls=1000,
+        states=24e9,
+        fixed=2e9,
+        per_sample=1e8,
+        gathered=1e9,
+        frozen=3e8,
+    )
+    latents = StageOutline(name="latents", flops=4e15, frozen=3e8)
+    return Outline(recipe="latent", stages=(latents, flow), available=10**9, free=10**9)
+
+
+def test_from_shapes_a_step_is_what_takes_longest(outlined, config):
+    found = estimate_shapes("h100", GPUS["h100"], outlined, [config], 0.5)
+    latents, flow = found.stages
+    rate, optimiser = 0.5 * 989.4e12, 1e9 * 4 * (7 + 2 * 2) / 3.35e12
+    assert found.from_shapes
+    assert flow.step == pytest.approx(1e15 / rate + optimiser)
+    assert flow.seconds == pytest.approx(100 * flow.step + 2e15 / rate)
+    assert latents.seconds == pytest.approx(4e15 / rate)
+    assert latents.memory == CONTEXT + 3e8
+
+    def step(**changes: float) -> float:
+        one = outlined.stages[1].model_copy(update={"flops": 0.0, "fixed": 0.0, "per_sample": 0.0, **changes})
+        told = outlined.model_copy(update={"stages": (one,)})
+        return estimate_shapes("h100", GPUS["h100"], told, [config], 0.5).stages[0].step - optimiser
+
+    assert step() == pytest.approx(1000 * CALL)  # small ones are started no faster
+    assert step(per_sample=1e9) == pytest.approx(4 * 64e9 / 3.35e12)  # nor is anything kept any faster
+    assert step(per_sample=1e9, flops=1e15) == pytest.approx(1e15 / rate)
+
+
+def test_from_shapes_memory_is_states_and_what_is_kept(outlined, config):
+    one, eight = (estimate_shapes("h100", GPUS["h100"], outlined, [config], 0.4, count) for count in (1, 8))
+    held = CONTEXT + 3e8 + 24e9 + 2e9
+    assert one.stages[1].memory == pytest.approx(held + 64e8)
+    assert eight.stages[1].memory == pytest.approx(held + 8e8)
+    assert one.stages[1].largest_batch == int((80e9 - held) / 1e8)
+    assert eight.stages[1].largest_batch == 8 * one.stages[1].largest_batch
+    parts = config.model_copy(update={"accumulate": 4})
+    in_parts = estimate_shapes("h100", GPUS["h100"], outlined, [parts], 0.4)
+    assert in_parts.stages[1].memory == pytest.approx(held + 16e8)
+    assert in_parts.stages[1].largest_batch == 4 * one.stages[1].largest_batch
+    big = outlined.stages[1].model_copy(update={"states": 100e9})
+    none = estimate_shapes("h100", GPUS["h100"], outlined.model_copy(update={"stages": (big,)}), [config], 0.4)
+    assert none.stages[0].largest_batch == 0
+    assert not none.fits
+
+
+@pytest.mark.parametrize(("shard", "parts"), [(0, 8), (4, 4)])
+def test_from_shapes_fsdp_cuts_up_states_and_gathers_some(outlined, config, shard, parts):
+    config = config.model_copy(update={"parallel": ParallelConfig(kind="fsdp", shard=shard)})
+    found = estimate_shapes("h100", GPUS["h100"], outlined, [config], 0.4, 8)
+    assert found.sharded
+    assert found.stages[1].memory == pytest.approx(CONTEXT + 3e8 + 24e9 / parts + 1e9 + 8e8)
+
+
+def test_gpus_that_could_not_share_a_run_are_refused(config):
+    assert shares(config, 64) == 1
+    with pytest.raises(InputError, match="a batch of 64 is too small for 65 GPUs"):
+        shares(config, 65)
+    cut = config.model_copy(update={"parallel": ParallelConfig(kind="fsdp", shard=3)})
+    with pytest.raises(InputError, match=r"parallel\.shard=3 does not divide 8 GPUs"):
+        plan(cut, ["h100"], count=8)
+    assert shares(cut, 6) == 3
+    assert shares(cut, 1) == 1
 
 
 def test_stated_rates_are_dense(told):

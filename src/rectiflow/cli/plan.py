@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
     from rectiflow.plan.estimate import Estimate
     from rectiflow.plan.forecast import Forecast, StageForecast
+    from rectiflow.plan.outline import Outline
 
 
 @dataclass(frozen=True)
 class Plan:
     """Tell what a run will cost: memory, time, disk, the largest batch. Measured on this machine by a rehearsal of a
-    few steps, of which nothing is kept; for GPUs that are named, estimated.
+    few steps, of which nothing is kept; for GPUs that are named, estimated. What is too big for that, or is not to be
+    measured, is told from the shapes of its tensors alone.
 
     Args:
         recipe: Name of the recipe, such as digits.
@@ -34,6 +36,7 @@ class Plan:
         gpu: GPUs to estimate the run for, such as h100 a100 4090.
         gpus: How many of each share a batch.
         utilisation: Share of a GPU's stated rate that training is taken to reach.
+        probe: Rehearse the run here; without it nothing is measured, and all is estimated from shapes, in seconds.
         seconds: That steps of one kind, or something between them, may take to be measured, about.
         json: Print JSON instead of tables.
     """
@@ -47,6 +50,7 @@ class Plan:
     gpu: tuple[str, ...] = ()
     gpus: int = 1
     utilisation: float = 0.4
+    probe: bool = True
     seconds: float = 4.0
     json: bool = False
 
@@ -63,12 +67,17 @@ class Plan:
         from rectiflow.plan.plan import plan
 
         console = Console(stderr=self.json)
-        with console.status("rehearsing the run"):
-            found = plan(asked, self.gpu, self.gpus, self.utilisation, self.seconds)
+        with console.status("rehearsing the run" if self.probe else "counting"):
+            found = plan(asked, self.gpu, self.gpus, self.utilisation, self.seconds, measure=self.probe)
         if self.json:
             print(found.model_dump_json(indent=2, exclude={"measured"}))
             return 0
-        _show_here(found.here, console)
+        if found.why:
+            console.print(f"note: {found.why} Nothing was measured.", highlight=False, soft_wrap=True)
+        if found.here is not None:
+            _show_here(found.here, console)
+        if found.outline is not None:
+            _show_outline(found.outline, console)
         for each in found.there:
             _show_there(each, console)
         return 0
@@ -99,6 +108,37 @@ def _show_here(told: "Forecast", console: "Console") -> None:
     console.print(room, highlight=False, soft_wrap=True)
 
 
+def _show_outline(told: "Outline", console: "Console") -> None:
+    from rich.table import Table
+
+    title = f"{told.recipe}, from shapes: an estimate, nothing was measured"
+    console.print(title, style="italic", highlight=False, soft_wrap=True)
+    table = Table(box=None)
+    columns = ("stage", "params", "GFLOP/step", "states", "a sample", "disk")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for stage in told.stages:
+        trained = stage.parameters is not None
+        table.add_row(
+            stage.name,
+            f"{(stage.parameters or 0) / 1e6:,.2f} M" if trained else "",
+            f"{stage.flops / 1e9:,.1f}" if trained else "",
+            size(stage.states + stage.frozen),
+            size(stage.per_sample) if trained else "",
+            size(stage.disk),
+        )
+    console.print(table)
+    for stage in told.stages:
+        if stage.batch is not None:
+            memory = stage.states + stage.frozen + stage.part(stage.batch / stage.accumulate)
+            words = f"{stage.name}: {size(memory)} of memory for a batch of {stage.batch} in {stage.precision}"
+            console.print(words, highlight=False, soft_wrap=True)
+    for note in told.assumed:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    room = f"{size(told.available)} of memory are available here, {size(told.free)} are free on the disk."
+    console.print(room, highlight=False, soft_wrap=True)
+
+
 def _words(stage: "StageForecast") -> "Iterator[str]":
     """What a row of the table has no room for."""
     if stage.parameters is not None:
@@ -119,7 +159,7 @@ def _show_there(told: "Estimate", console: "Console") -> None:
     from rich.table import Table
 
     many = f"{told.count} × " if told.count > 1 else ""
-    title = f"estimate for {many}{told.full_name}, not measured"
+    title = f"estimate for {many}{told.full_name}, {'nothing was' if told.from_shapes else 'not'} measured"
     table = Table(title=title, box=None, title_justify="left")
     for number, name in enumerate(("stage", "step", "samples/s", "time", "memory each", "largest batch")):
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)

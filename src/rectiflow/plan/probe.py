@@ -24,6 +24,7 @@ from rectiflow.training.generator_config import RunConfig
 
 Rehearse = Callable[[TrainingConfig, bool], Rehearsal]
 _PARTS = (8, 4)  # of a batch, in the small rehearsals
+SMALLEST = max(_PARTS)
 _LONGEST = 10.0  # seconds of a step, beyond which the run is rehearsed with a smaller batch
 _SHARE = 0.8  # of the memory there is, that a rehearsal may be expected to take
 

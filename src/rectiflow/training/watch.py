@@ -91,9 +91,7 @@ class Watch:
 
     def _count(self, step: int) -> float:
         """FLOPs of a step, by those of this process's first part of its batch."""
-        counter = FlopCounterMode(display=False)
-        counter.flop_registry |= _CPU_ATTENTION
-        counter.mod_tracker = _Untracked()  # type: ignore[assignment]
+        counter = flop_counter()
         part = parts(self.config)[0]
         # What is compiled cannot be looked into.
         with torch.compiler.set_stance("force_eager"), counter:
@@ -103,6 +101,14 @@ class Watch:
                         loss = self.stage.loss(step, part, turn)
                     loss.backward()
         return counter.get_total_flops() * self.config.batch / (part.stop - part.start)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the FLOPs of all that is done while it is entered, on a CPU as on a GPU."""
+    counter = FlopCounterMode(display=False)
+    counter.flop_registry |= _CPU_ATTENTION
+    counter.mod_tracker = _Untracked()  # type: ignore[assignment]
+    return counter
 
 
 @final

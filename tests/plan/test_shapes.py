@@ -70,6 +70,16 @@ def test_a_run_without_numbers_computes_and_keeps_what_the_real_one_does(setting
         assert kept.saved < 0.7 * plain.saved
 
 
+@pytest.mark.parametrize("picture", ["{kind: low, factor: 2}", "{kind: masked}"])
+def test_a_picture_that_is_given_is_counted(picture):
+    small = ["network.width=16", "network.multipliers=[1,2]", "network.attention=[2]", "precision=float32"]
+    config = run("data={set: digits, crop: center}", f"picture={picture}", *small, recipe="super-resolution")
+    real = FlowStage(config, open_set(config.data), CPU)
+    told = outline(config, gpu=False).stages[0]
+    assert told.parameters == sum(p.numel() for p in real.module.parameters())
+    assert told.flops == pytest.approx(real_flops(real, config), rel=1e-9)
+
+
 def test_what_is_kept_is_what_autograd_says_it_keeps():
     """relu(xW) and exp(xW), by hand: x once, both results, and W, which does not count."""
 

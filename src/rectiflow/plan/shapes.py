@@ -124,7 +124,8 @@ class Shaped:
             config: its settings, with the batch that it is to take.
             space: the autoencoder, if it is in latents.
         """
-        data = self._set(self.shape)
+        picture = config.picture if isinstance(config, RunConfig) else None
+        data = self._set(self.shape, paired=picture is not None and picture.kind == "paired")
         if isinstance(config, AutoencoderRunConfig):
             return AutoencoderStage(config.model_copy(update={"start_from": ""}), data, CPU)
         assert isinstance(config, RunConfig)
@@ -134,10 +135,9 @@ class Shaped:
             made.bridge_from(data)
         return made
 
-    def _set(self, shape: tuple[int, ...], prepared: bool = False) -> ImageSet:
+    def _set(self, shape: tuple[int, ...], prepared: bool = False, paired: bool = False) -> ImageSet:
         part = ShapeImages(shape, self.fake, prepared)
-        if not prepared:
-            part.paired = ShapeImages(shape, self.fake)
+        part.paired = ShapeImages(shape, self.fake) if paired else None
         return ImageSet(part, part, self.class_names)
 
     def space(self, latent: LatentConfig) -> LatentSpace:

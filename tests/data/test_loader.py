@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -151,3 +154,34 @@ def test_settings_of_clips_that_do_not_fit(settings, words):
     with pytest.raises(InputError, match=words) as caught:
         DataConfig.parse(settings, "data")
     assert "\n" not in str(caught.value)
+
+
+HELD_TO_THE_END = """
+import gc, subprocess
+from multiprocessing import active_children
+
+from rectiflow.data.builtin import digits
+from rectiflow.data.config import DataConfig
+from rectiflow.data.loader import Loader
+
+data = digits().train
+data.costly = True
+loader = Loader(data, DataConfig(workers=1), batch=4, steps=50, seed=0)
+loader(0)
+(worker,) = active_children()
+for name in ("-TERM", "-INT"):
+    subprocess.run(["kill", name, str(worker.pid)], check=True)
+worker.join(1)
+assert worker.is_alive()
+loader(1)
+held = [loader]
+held.append(held)  # as whatever keeps a loader until Python ends
+gc.disable()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker is not told who asks it to end")
+def test_a_worker_ends_with_its_process_and_at_nobody_elses_word():
+    done = subprocess.run([sys.executable, "-c", HELD_TO_THE_END], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

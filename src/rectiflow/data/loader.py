@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, final
@@ -216,7 +218,17 @@ def _as_it_is(batch: Any) -> Any:
 
 def _begin(worker: int) -> None:
     # Ctrl-C, and SIGTERM sent to all processes of a job, are the training process's to answer: it has yet to save.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere nobody tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # What the training process has left to collect may own threads that are not here: freeing it would wait for them.
     gc.freeze()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker at a SIGTERM of the training process itself, which waits for its workers when it ends."""
+    if sys.platform == "linux":
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)

@@ -35,6 +35,7 @@ from rectiflow.evaluation.reconstruction import psnr
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.training.run_folder import read_run
+from rectiflow.workflow import AUTOENCODER, PICTURES
 
 RECIPE = "clips"
 SETTINGS = ("threads=2", "latent.train.threads=2", "latent.pictures.threads=2", "every.save=500")
@@ -45,15 +46,18 @@ SHOWN, STRIP = 12, 4
 DOCS = common.RESULTS.parent.parent / "docs"
 
 
-def before(run: str) -> list[dict[str, object]]:
-    """The autoencoders that a run took, the first trained first, with their minutes by their own logs."""
-    if not run:
-        return []
-    config = read_run(Path(run))
-    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+def told(run: Path) -> dict[str, object]:
+    """What an autoencoder's run was, with its minutes by its own log."""
+    config = read_run(run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
     minutes = max(json.loads(line).get("seconds", 0.0) for line in lines) / 60
     mine = {"recipe": config.recipe, "data": config.data.set, "steps": config.steps, "batch": config.batch}
-    return [*before(config.start_from), mine | {"threads": config.threads, "minutes": round(minutes, 1)}]
+    return mine | {"threads": config.threads, "minutes": round(minutes, 1)}
+
+
+def before(run: str) -> list[dict[str, object]]:
+    """The autoencoders that a run took, the first trained first."""
+    return [*before(read_run(Path(run)).start_from), told(Path(run))] if run else []
 
 
 def shares(judge: ClipJudge, pixels: Tensor, movements: list[Movement]) -> dict[str, dict]:
@@ -147,7 +151,8 @@ def main(home: Path) -> None:
     alike = stills(pipeline, some, best, lambda t: SEEDS[0])
     show(pipeline, data.held_out, best)
     result = {
-        "autoencoders": earlier,
+        # Those of the run itself are in its minutes.
+        "autoencoders": earlier or [told(home / RECIPE / name) for name in (PICTURES, AUTOENCODER)],
         "recipe": RECIPE,
         "threads": config.threads,
         "steps": config.steps,

@@ -19,7 +19,7 @@ from rectiflow.sampling.sample import sample
 from rectiflow.sampling.solvers import solver
 from throughput_of.kept import Result
 from throughput_of.networks import SUBJECTS
-from throughput_of.sides import OWNERS, Setting, compared, has_bfloat16, prepared
+from throughput_of.sides import OWNERS, Setting, begun_to_compile, compared, has_bfloat16, prepared
 
 COUNT, STEPS = 32, 50
 KINDS = ("dit", "unet")
@@ -77,7 +77,7 @@ def sampling(rounds: int) -> Result:
     """Images a second of each way, after one that warms up and compiles."""
     result: Result = {"settings": {"count": COUNT, "steps": STEPS, "guidance": 1.0, "rounds": rounds}}
     for kind in KINDS:
-        torch._dynamo.reset()
+        begun_to_compile()
         calls = calls_of(kind, COUNT)
         rates: dict[str, list[float]] = {name: [] for name in calls}
         for turn in range(rounds + 1):

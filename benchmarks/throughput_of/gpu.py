@@ -17,7 +17,7 @@ from rectiflow.plan.gpus import GPUS
 from rectiflow.training.watch import matrix_rate
 from throughput_of.counted import Rates, seen
 from throughput_of.kept import Result
-from throughput_of.sides import OWNERS, Setting, Side, alternate, compared
+from throughput_of.sides import OWNERS, Setting, Side, alternate, begun_to_compile, compared
 from throughput_of.use import gflops, noise, of_side
 
 AIM = 0.5
@@ -56,6 +56,7 @@ def _one(owner: str, setting: Setting, batch: int, device: torch.device, rate: f
 
 def training(rounds: int) -> Result:
     """Each side by itself, since they share the GPU's memory: rounds of four steps, after those that compile."""
+    begun_to_compile()
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
     stated = GPUS[key_of(name)].bfloat16 if key_of(name) else None

@@ -37,7 +37,7 @@ def measured(call: Callable[[], Result], command: str) -> Result:
         "machine": common.machine(),
         "load_average": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
         "cores_used_by_others": round(max(0.0, others), 2),
-        "seconds": round(seconds, 1),
+        "took_seconds": round(seconds, 1),
         **found,
     }
 

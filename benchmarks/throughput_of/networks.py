@@ -15,7 +15,7 @@ from rectiflow.data.images import to_float
 from rectiflow.networks.build import build
 from rectiflow.networks.config import DiTConfig, MMDiTConfig, NetworkConfig, StatesInput, UNetConfig, VideoDiTConfig
 from throughput_of.kept import Result
-from throughput_of.sides import DEFAULT, OWNERS, Data, Setting, Side, alternate, compared, settings_of
+from throughput_of.sides import DEFAULT, OWNERS, Data, Setting, Side, alternate, begun_to_compile, compared, settings_of
 
 RATES = (5e-4, 2e-3)
 LENGTH, FEATURES = 48, 256  # of captions: tokens, and features of the state of a token
@@ -133,7 +133,7 @@ def training(name: str, rounds: int, seconds: float) -> Result:
         rounds: turns of each side.
         seconds: of training of each of the fastest.
     """
-    torch._dynamo.reset()
+    begun_to_compile()
     subject = SUBJECTS[name]
     data = subject.data(0, 2048 if subject.learns else 2 * subject.batch)
     sides = [

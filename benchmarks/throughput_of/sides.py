@@ -75,6 +75,16 @@ def prepared(network: nn.Module, owner: str, setting: Setting) -> None:
         network.compile()
 
 
+def begun_to_compile() -> None:
+    """Forget what was compiled, and let as much be compiled as there are sides.
+
+    torch compiles one piece of code for eight kinds of inputs and no more, and the sides of one owner share theirs.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.accumulated_recompile_limit = 1024
+
+
 def adamw(network: nn.Module, rate: float, setting: Setting) -> torch.optim.AdamW:
     fused = {"fused": True} if setting.fused else {}
     return torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0, **fused)

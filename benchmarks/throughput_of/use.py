@@ -17,7 +17,7 @@ from rectiflow.networks.presets import preset
 from rectiflow.training.watch import matrix_rate
 from throughput_of.counted import Rates, seen
 from throughput_of.kept import Result
-from throughput_of.sides import CPU, OWNERS, Data, Setting, Side, alternate, has_bfloat16
+from throughput_of.sides import CPU, OWNERS, Data, Setting, Side, alternate, begun_to_compile, has_bfloat16
 
 AIM = 0.6
 SHAPE, BATCH = (4, 32, 32), 16
@@ -59,7 +59,7 @@ def gflops(rates: Rates) -> dict[str, float]:
 
 def utilisation(rounds: int) -> Result:
     """Ours and theirs, compiled and not, in the machine's fastest precision."""
-    torch._dynamo.reset()
+    begun_to_compile()
     low, data = has_bfloat16(), noise(SHAPE, 2 * BATCH, CLASSES)
     makes = {"rectiflow": lambda: build(CONFIG), "diffusers": lambda: PeerDiT(6, 64, 12, SHAPE[-1])}
     sides = [

@@ -20,7 +20,17 @@ from rectiflow.data.builtin import digit_scenes
 from rectiflow.data.images import to_float
 from throughput_of.counted import now, seen
 from throughput_of.kept import Result
-from throughput_of.sides import CPU, OWNERS, Setting, adamw, alternate, compared, prepared, settings_of
+from throughput_of.sides import (
+    CPU,
+    OWNERS,
+    Setting,
+    adamw,
+    alternate,
+    begun_to_compile,
+    compared,
+    prepared,
+    settings_of,
+)
 
 BATCH, SIDE, RATE, WEIGHT = 16, 64, 1e-4, 0.5
 CONFIG = AutoencoderConfig(channels=3)
@@ -125,7 +135,7 @@ def training(rounds: int) -> Result:
     }
     x, draw = batch()
     for name, adversarial in (("alone", False), ("against a discriminator", True)):
-        torch._dynamo.reset()
+        begun_to_compile()
         sides = [
             VaeSide(owner, setting, adversarial, x, draw)
             for setting in settings_of("diffusers", convolutions=True)

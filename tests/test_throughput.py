@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -232,6 +233,28 @@ def test_processes_together_are_set_against_one():
 def test_a_gpu_is_known_by_its_name(name, key):
     assert gpu.key_of(name) == key
     assert gpu.file_name(name) == f"throughput-{key or 'nvidia-l40'}.json"
+
+
+def test_the_part_of_a_gpu_on_a_processor(monkeypatch, tmp_path):
+    small = gpu.CONFIG.model_copy(update={"width": 32, "depth": 1, "heads": 2})
+    makes = {"rectiflow": lambda: gpu.build(small), "diffusers": lambda: gpu.PeerDiT(2, 16, 1, 8, gpu.CLASSES)}
+    whole, slow = gpu.torch.device, replace(gpu.GPUS["h100"], bfloat16=50e9)
+    monkeypatch.setattr(gpu, "GPUS", {"h100": slow})
+    monkeypatch.setattr(gpu, "MAKES", makes)
+    monkeypatch.setattr(gpu, "SHAPE", (4, 8, 8))
+    monkeypatch.setattr(gpu, "BATCHES", (2,))
+    monkeypatch.setattr(gpu, "KINDS", [kind for kind in gpu.KINDS if not kind[1].compiled])
+    monkeypatch.setattr(gpu.torch, "device", lambda name: whole("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    found = measured(lambda: gpu.training(2), "python benchmarks/throughput.py --gpu")
+    keep(tmp_path / "h100.json", "dit-xl", found)
+    assert set(found["sides"]) == {"rectiflow bf16", "diffusers bf16"}
+    for side in found["sides"].values():
+        assert side["utilisation_of_stated"] == pytest.approx(side["gflop_per_second"] / 50, abs=2e-3)
+        assert side["utilisation_of_stated"] > 0
+    assert found["images_per_second"].keys() == {*found["sides"], "diffusers default"}
+    assert "NVIDIA H100 80GB HBM3" in tables.gpu(kept(tmp_path / "h100.json"))
 
 
 def test_a_part_replaces_its_own_results(tmp_path):

@@ -17,13 +17,20 @@ from rectiflow.plan.gpus import GPUS
 from rectiflow.training.watch import matrix_rate
 from throughput_of.counted import Rates, seen
 from throughput_of.kept import Result
-from throughput_of.sides import OWNERS, Setting, Side, alternate, begun_to_compile, compared
+from throughput_of.sides import DEFAULT, OWNERS, Setting, Side, alternate, begun_to_compile, compared
 from throughput_of.use import gflops, noise, of_side
 
 AIM = 0.5
 SHAPE, CLASSES, BATCHES = (4, 32, 32), 1000, (128, 64, 32, 16)
 CONFIG = DiTConfig(channels=4, classes=CLASSES, **preset("dit", "XL/2"))
 MAKES = {"rectiflow": lambda: build(CONFIG), "diffusers": lambda: PeerDiT(16, 72, 28, SHAPE[-1], CLASSES)}
+
+# Not compiled first, so that what a step does is seen; float32, of diffusers' default, has no flash attention.
+KINDS = [
+    *((owner, setting) for setting in (Setting(True), Setting(True, True)) for owner in OWNERS),
+    ("diffusers", DEFAULT),
+]
+BACKENDS = {True: [SDPBackend.FLASH_ATTENTION], False: [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]}
 
 
 def key_of(name: str) -> str | None:
@@ -63,23 +70,19 @@ def training(rounds: int) -> Result:
     rates, sides, products = {}, {}, {}
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         batch = fitting(device)
-        for setting in (Setting(fused=False), Setting(True), Setting(True, True)):
-            for owner in OWNERS:
-                if not setting.bfloat16 and owner == "rectiflow":
-                    continue
-                flash = SDPBackend.FLASH_ATTENTION if setting.bfloat16 else SDPBackend.EFFICIENT_ATTENTION
-                with sdpa_kernel(flash):
-                    torch.cuda.reset_peak_memory_stats()
-                    side = _one(owner, setting, batch, device)
-                    if owner not in products and setting.bfloat16:
-                        products[owner] = _products(side)
-                    alternate([side], rounds)
-                rates[side.name] = side.rates
-                if setting.bfloat16:
-                    sides[side.name] = _told(side, *products[owner], stated)
-                print(side.name, round(statistics.median(side.rates), 1), flush=True)
-                del side
-                torch.cuda.empty_cache()
+    for owner, setting in KINDS:
+        with sdpa_kernel(BACKENDS[setting.bfloat16]):
+            torch.cuda.reset_peak_memory_stats()
+            side = _one(owner, setting, batch, device)
+            if setting.bfloat16 and owner not in products:
+                products[owner] = _products(side)
+            alternate([side], rounds)
+        rates[side.name] = side.rates
+        if setting.bfloat16:
+            sides[side.name] = _told(side, *products[owner], stated)
+        print(side.name, round(statistics.median(side.rates), 1), flush=True)
+        del side
+        torch.cuda.empty_cache()
     return {
         "gpu": name,
         "settings": {"network": CONFIG.model_dump(mode="json"), "batch": batch, "shape": SHAPE, "rounds": rounds},

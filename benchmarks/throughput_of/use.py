@@ -42,8 +42,8 @@ def of_side(side: Side, rates: Rates, counter: int) -> Result:
     return {
         "step_seconds": round(seconds, 4),
         "images_per_second": round(statistics.median(side.rates), 3),
-        "gflop_per_step": round(counter / 1e9, 2),
-        "gflop_per_second": round(counter / seconds / 1e9, 1),
+        "gflop_per_step": round(counter / 1e9, 4),
+        "gflop_per_second": round(counter / seconds / 1e9, 2),
         "products_seconds": round(rates.seconds(), 4),
         "utilisation": round(counter / seconds / rates.rate(), 4),
         "utilisation_by_linear_maps": round(counter / seconds / rates.rate(["linear"]), 4),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.errors import InputError
+from rectiflow.base.randomness import Key
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request, Samples
 
@@ -17,7 +18,7 @@ def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> S
     """What `pipeline.sample` makes; of clips of more frames than it was trained on, window by window.
 
     A window has as many frames as the model was trained on and goes on from the end of the one before, with noise of
-    its own: that of seed + k for window k.
+    its own, a function of the seed and the window's number.
 
     Args:
         pipeline: a model of clips that may be given their beginning.
@@ -49,12 +50,18 @@ def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> S
         number += 1
         more = min(window - overlap, frames - there)  # the last window takes over what it does not add
         last = request.last if there + more == frames else None
-        given = replace(request, frames=window, last=last, seed=request.seed + number)
+        given = replace(request, frames=window, last=last, seed=window_seed(request.seed, number))
         made = _gone_on(pipeline, given, ends[:, :, more:])[:, :, -more:]
         parts.append(made)
         ends, there = torch.cat([ends, made], dim=2)[:, :, -window:], there + more
     labels = pipeline.labels(request)
     return Samples(torch.cat(parts, dim=2), labels, pipeline.prompts(request) if pipeline.takes_prompts else ())
+
+
+def window_seed(seed: int, window: int) -> int:
+    """The seed of the noise of a window after the first, of 64 bits, so that no other request has it."""
+    high, low = Key(seed, "window").words(torch.tensor([window]), 2)[0].tolist()
+    return high << 32 | low
 
 
 def _gone_on(pipeline: Pipeline, request: Request, ends: Tensor) -> Tensor:

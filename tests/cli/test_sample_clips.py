@@ -1,11 +1,15 @@
 """`rectiflow sample` of a model of clips."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
 from rectiflow.__main__ import main
 from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.frames_config import FramesConfig
+from rectiflow.data.clips import rate_of
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.build import build
@@ -40,3 +44,20 @@ def test_a_filmstrip_is_of_single_pictures(model, tmp_path, capsys):
     assert main([*asked, "--frames", "1"]) == 0
     width, height = Image.open(out).size
     assert width > 2 * height
+
+
+@pytest.mark.parametrize(
+    ("told", "asked", "milliseconds"), [({}, [], 120), ({"rate": 4.0}, [], 250), ({"rate": 4.0}, ["--rate", "10"], 100)]
+)
+def test_films_run_as_the_model_was_trained(model, tmp_path, told, asked, milliseconds):
+    replace(Pipeline.load(model), training=told).save(tmp_path / "model")
+    out = tmp_path / "x.gif"
+    assert main(["sample", str(tmp_path / "model"), "--steps", "1", "--out", str(out), *asked]) == 0
+    film = Image.open(out)
+    film.seek(1)
+    assert film.info["duration"] == pytest.approx(milliseconds, abs=10)
+
+
+@pytest.mark.parametrize("told", [0, -1, "8", math.nan, 1e9, None])
+def test_a_rate_that_is_none_is_not_believed(told):
+    assert rate_of({"rate": told}) == 8.0

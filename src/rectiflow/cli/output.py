@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 _COLUMNS = 16
 _STRIP = 9  # frames of a clip in a PNG
-_FASTEST = 240  # frames a second
 FILMS = (".mp4", ".gif")
 
 
@@ -24,12 +23,12 @@ class Output:
         path: X.png is a grid, of clips a strip of frames each; X.mp4 and X.gif are clips side by side; X.npz holds
             arr_0 (uint8, N×H×W×C or N×T×H×W×C) and arr_1 (labels); anything else is a folder.
         columns: samples in a row; 0 is as many as are named, up to 16.
-        rate: frames a second of films.
+        rate: frames a second of films; None is what the samples say of themselves (`rate_of`).
     """
 
     path: Path
     columns: int = 0
-    rate: float = 8.0
+    rate: float | None = None
 
     @property
     def suffix(self) -> str:
@@ -46,8 +45,10 @@ class Output:
             raise InputError(
                 f"--out {self.path}: expected a name ending in .png, .npz, .mp4 or .gif, or a folder without an ending."
             )
-        if not 0 < self.rate <= _FASTEST:
-            raise InputError(f"--rate must be above 0 and up to {_FASTEST} frames a second, received {self.rate:g}.")
+        from rectiflow.data.clips import FASTEST
+
+        if self.rate is not None and not 0 < self.rate <= FASTEST:
+            raise InputError(f"--rate must be above 0 and up to {FASTEST:g} frames a second, received {self.rate:g}.")
 
     def write(
         self,
@@ -91,15 +92,16 @@ class Output:
         each: Sequence[Mapping[str, Any]],
         names: Sequence[str],
     ) -> None:
-        from rectiflow.data.clips import clip_grid, film_strip, save_clip, save_clips
+        from rectiflow.data.clips import clip_grid, film_strip, rate_of, save_clip, save_clips
         from rectiflow.data.pictures import save_npz, save_png, to_uint8
 
         levels = to_uint8(pixels.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(pixels), -1))
+        rate = rate_of(about) if self.rate is None else self.rate
         if self.suffix == ".npz":
             save_npz(levels, labels, self.path)
         elif self.suffix == ".png":
             save_png(film_strip(levels, _STRIP), self.path, about)
         elif self.suffix in FILMS:
-            save_clip(clip_grid(levels, self.columns or min(len(levels), _COLUMNS)), self.path, self.rate, about)
+            save_clip(clip_grid(levels, self.columns or min(len(levels), _COLUMNS)), self.path, rate, about)
         else:
-            save_clips(levels, self.path, self.rate, each, names)
+            save_clips(levels, self.path, rate, each, names)

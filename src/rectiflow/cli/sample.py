@@ -59,7 +59,7 @@ class Sample:
         last: Picture that they end with.
         go_on: Film whose last --overlap frames they begin with, and go on from.
         overlap: Frames that a window takes over from the one before, 1+4m.
-        rate: Frames a second of films.
+        rate: Frames a second of films; those that the model was trained at, or 8, if left out.
         filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
         precision: Of the network's arithmetic: float32, or bfloat16, about twice as fast where the processor has it.
         device: auto, cpu, cuda or mps.
@@ -89,7 +89,7 @@ class Sample:
     last: Path | None = None
     go_on: Path | None = None
     overlap: int = 5
-    rate: float = 8.0
+    rate: float | None = None
     filmstrip: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"

@@ -39,7 +39,7 @@ class Serve:
         max_steps: Steps of a request.
         max_side: Longest side of a picture in pixels; 0 is twice that of the size trained on.
         max_frames: Most frames of a clip, for a model of clips; 0 is the number trained on.
-        rate: Frames a second of clips where a client says nothing.
+        rate: Frames a second of clips where a client says nothing; those that the model was trained at, or 8, if left out.
         lanes: Threads that call the network; 0 is one for each core on a CPU, and one elsewhere.
         precision: Of the network's arithmetic: float32, or bfloat16, in which a picture may differ a little with what
             it is batched with.
@@ -62,7 +62,7 @@ class Serve:
     max_steps: int = 250
     max_side: int = 0
     max_frames: int = 0
-    rate: float = 8.0
+    rate: float | None = None
     lanes: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
@@ -82,6 +82,7 @@ class Serve:
             raise InputError(f"--grace {self.grace}: expected seconds from 0 to {_LONGEST_GRACE:,}.")
 
         from rectiflow.cli.runs import model_of
+        from rectiflow.data.clips import rate_of
         from rectiflow.serving.engine import Engine
         from rectiflow.serving.limits import Limits
         from rectiflow.serving.served import Served
@@ -99,7 +100,8 @@ class Serve:
         )
         pipeline = model_of(self.run, str(resolve_device(self.device)))
         name = self.name or (self.run.resolve().name if self.run.exists() else str(self.run))
-        served = Served(pipeline, name, limits, self.steps, self.solver, self.guidance, self.rate)
+        rate = rate_of(pipeline.training) if self.rate is None else self.rate
+        served = Served(pipeline, name, limits, self.steps, self.solver, self.guidance, rate)
         served.check()
         at = listen(self.host, self.port)
         serve(Engine(pipeline, limits, self.lanes, self.precision), served, at, token, self.grace)

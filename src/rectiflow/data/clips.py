@@ -19,11 +19,23 @@ from rectiflow.base.files import write_aside, write_folder, write_text
 from rectiflow.data.film_frames import load_av
 from rectiflow.data.pictures import grid, save_folder, to_image
 
+FASTEST = 240.0  # frames a second
+_USUAL = 8.0
 _SHOWN = 256  # screen pixels to which small clips are brought
 _COLOURS = 256  # of a gif's frame
 _LEAST = 2  # hundredths of a second that a frame of a gif lasts: players take less for a tenth
 _GREY = 96
 _SMPTE170M, _LIMITED = 6, 1  # the colours of video at standard definition, as H.264 names them
+
+
+def rate_of(training: Mapping[str, Any]) -> float:
+    """Frames a second at which a model's clips are shown where nobody says: those that it was trained at, else 8.
+
+    Args:
+        training: what the model says of its training.
+    """
+    rate = training.get("rate")
+    return float(rate) if isinstance(rate, int | float) and 0 < rate <= FASTEST else _USUAL
 
 
 def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, object], scale: int | None = None) -> None:

@@ -65,7 +65,7 @@ class ModelConfig(Config):
         frames: the frames that it may be given, for a model of clips; None for one that is given none.
         null_trained: whether it was trained with condition dropout, which guidance needs.
         shape: C, H, W of a picture as trained, or C, T, H, W of a clip.
-        training: where it comes from (recipe, step); for readers only.
+        training: where it comes from (recipe, step), and the frames a second of its clips (`rate`) if it was given any.
         weights: SHA-256 of each weight file by its name.
     """
 

@@ -39,7 +39,7 @@ class Serve:
         max_steps: Steps of a request.
         max_side: Longest side of a picture in pixels; 0 is twice that of the size trained on.
         max_frames: Most frames of a clip, for a model of clips; 0 is the number trained on.
-        rate: Frames a second of clips where a client says nothing; if left out those that the model was trained at, or 8.
+        rate: Frames a second of clips where a client says nothing; if left out those of the model's training, or 8.
         lanes: Threads that call the network; 0 is one for each core on a CPU, and one elsewhere.
         precision: Of the network's arithmetic: float32, or bfloat16, in which a picture may differ a little with what
             it is batched with.

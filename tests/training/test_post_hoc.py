@@ -1,6 +1,9 @@
 """Averages put together afterwards against averages tracked on the way."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from rectiflow.recipes.registry import resolve
 from rectiflow.training.ema import PowerEma, exponent
 from rectiflow.training.post_hoc import coefficients, post_hoc, save_snapshot
 from rectiflow.training.run import train
+from rectiflow.training.run_folder import alone_in
 from tests.conftest import SMALL
 
 QUIET = Console(quiet=True)
@@ -111,3 +115,20 @@ def test_what_cannot_be_put_together(walk, tmp_path):
     (tmp_path / "averages" / "step-1.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match="no snapshot that can be read"):
         post_hoc(tmp_path, 0.1)
+
+
+def test_whoever_is_killed_as_a_snapshot_is_written_leaves_no_half(tmp_path):
+    module = nn.Linear(1000, 2000)
+    for milliseconds in range(12):
+        child = os.fork()
+        if not child:
+            for step in range(1_000_000):
+                save_snapshot(tmp_path, step, 0.05, module)
+        time.sleep(0.05 + milliseconds / 1000)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with alone_in(tmp_path):
+            assert all(path.suffix == ".safetensors" for path in (tmp_path / "averages").iterdir())
+        for path in (tmp_path / "averages").iterdir():
+            assert load_file(path).keys() == module.state_dict().keys()
+            path.unlink()

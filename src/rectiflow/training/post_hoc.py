@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rectiflow.base.errors import InputError
@@ -47,10 +47,8 @@ def save_snapshot(run: Path, step: int, length: float, module: nn.Module) -> Non
 
     def fill(aside: Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        try:
-            save_file(weights, aside, metadata={"step": str(step), "length": str(length)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        # `save_file` writes beside its file under a name of its own, which whoever is killed then leaves there.
+        aside.write_bytes(save(weights, metadata={"step": str(step), "length": str(length)}))
 
     write_aside(run / FOLDER / f"step-{step:08d}-length-{length}.safetensors", fill)
 

@@ -52,8 +52,7 @@ class Data:
         return 0
 
     def _show(self, settings: list[str]) -> None:
-        from rich.console import Console
-
+        from rectiflow.base.terminal import plain_console
         from rectiflow.training.run import pictures_of
 
         shards = "://" in self.source or self.source.endswith((".tar", ".parquet"))
@@ -72,7 +71,7 @@ class Data:
         else:
             folder = json.dumps(str(Path(self.source).absolute()))
             config = resolve("folder", None, [f"data.dir={folder}", *settings])
-        console = Console()
+        console = plain_console()
         for line in _lines(pictures_of(config, None, console)):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -119,10 +119,11 @@ class Doctor:
         return some(part, self.seed, self.count)
 
     def _show(self, found: "Diagnosis") -> None:
-        from rich.console import Console
         from rich.table import Table
 
-        console = Console()
+        from rectiflow.base.terminal import plain_console
+
+        console = plain_console()
         console.print("Error over that of the best linear estimate, by noise level; a trained model is below 1.")
         table = Table(box=None)
         table.add_column("log-SNR", justify="right")

@@ -62,13 +62,12 @@ class Encode:
         if not isinstance(config, RunConfig) or config.latent is None:
             raise InputError(f"recipe {self.recipe} trains in no latents; expected one such as latent.")
 
-        from rich.console import Console
-
         from rectiflow.base.ranks import first_then_others
+        from rectiflow.base.terminal import plain_console
         from rectiflow.models.autoencoder import load_autoencoder, unfinished
         from rectiflow.workflow import encode
 
-        console = Console(quiet=not first)
+        console = plain_console(quiet=not first)
         with first_then_others():  # it may have to be downloaded
             space = load_autoencoder(self.autoencoder)
         if note := unfinished(self.autoencoder):

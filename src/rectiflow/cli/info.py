@@ -38,14 +38,13 @@ class Info:
         return 0
 
     def _print(self, facts: dict[str, Any]) -> None:
-        from rich.console import Console
-
+        from rectiflow.base.terminal import plain_console
         from rectiflow.cli.info_view import show_facts
 
         if self.json:
             print(json.dumps(_finite(facts), ensure_ascii=False, indent=2))
         else:
-            show_facts({name: value for name, value in facts.items() if name not in _SHOWN_ELSEWHERE}, Console())
+            show_facts({name: value for name, value in facts.items() if name not in _SHOWN_ELSEWHERE}, plain_console())
 
     def _run(self) -> None:
         from dataclasses import asdict
@@ -65,13 +64,12 @@ class Info:
         if self.json:
             return
 
-        from rich.console import Console
-
+        from rectiflow.base.terminal import plain_console
         from rectiflow.cli.info_view import show_preview, show_run
         from rectiflow.training.log import METRICS_NAME
         from rectiflow.training.sinks import read_records
 
-        console = Console()
+        console = plain_console()
         show_run(self.run, status, stages, read_records(self.run / METRICS_NAME), console)
         if self.preview:
             show_preview(self.run, console)

@@ -41,7 +41,7 @@ def show_run(
     from rich.table import Table
 
     console.print()
-    console.print(f"[bold]{_state(status)}[/bold]", highlight=False)
+    console.print(_state(status), style="bold", highlight=False, markup=False)
     console.print(_checkpoint(status, folder), highlight=False, markup=False)
     for step, words in status.notes:
         console.print(f"step {step}: {words}", style="yellow", highlight=False, markup=False)

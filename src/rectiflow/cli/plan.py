@@ -62,11 +62,10 @@ class Plan:
             raise InputError(f"--seconds must be above 0 and up to 600, received {self.seconds:g}.")
         asked = asked_run(self.recipe, self.data, self.autoencoder, self.source, self.config, self.set)
 
-        from rich.console import Console
-
+        from rectiflow.base.terminal import plain_console
         from rectiflow.plan.plan import plan
 
-        console = Console(stderr=self.json)
+        console = plain_console(stderr=self.json)
         with console.status("rehearsing the run" if self.probe else "counting"):
             found = plan(asked, self.gpu, self.gpus, self.utilisation, self.seconds, measure=self.probe)
         if self.json:

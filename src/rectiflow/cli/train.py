@@ -47,9 +47,8 @@ class Train:
         if self.resume is None:
             asked = asked_run(self.recipe, self.data, self.autoencoder, self.source, self.config, self.set)
 
-        from rich.console import Console
-
         from rectiflow.base.ranks import first, joined
+        from rectiflow.base.terminal import plain_console
         from rectiflow.cli.hint import sample_command
         from rectiflow.training.interrupt import AtOnceError, die
         from rectiflow.training.run_folder import read_run
@@ -58,7 +57,7 @@ class Train:
         name = self.data.absolute().name if self.data is not None else self.recipe
         folder = self.resume or self.run or Path("runs") / (name or self.recipe)
         with joined():
-            console = Console(quiet=not first())
+            console = plain_console(quiet=not first())
             try:
                 outcome = run(asked or read_run(folder), folder, console)
             except AtOnceError as error:

@@ -31,9 +31,8 @@ def rehearse(asked: Asked) -> Rehearsal:
     Raises:
         InputError: what the run would refuse.
     """
-    from rich.console import Console
-
     from rectiflow import workflow
+    from rectiflow.base.terminal import plain_console
     from rectiflow.plan.rehearse import RUN, Notebook
     from rectiflow.plan.whole import Rest, rehearsed
     from rectiflow.training.precision import resolve_device
@@ -42,7 +41,7 @@ def rehearse(asked: Asked) -> Rehearsal:
     since = Cost(wall=time.perf_counter() - (time.time() - asked.began))
     rest = Rest(Notebook(asked, resolve_device(config.device), since))
     with open(os.devnull, "w", encoding="utf-8") as nowhere, rehearsed(rest):
-        workflow.run(config, folder, Console(file=nowhere))
+        workflow.run(config, folder, plain_console(file=nowhere))
     counted = {"checkpoints", "model", "samples", "averages", workflow.LATENTS, workflow.SCORES}
     return Rehearsal(
         stages=tuple(rest.notes.stages),

@@ -40,19 +40,23 @@ COMMANDS: dict[str, type[Command]] = {
     "average": Average,
     "data": Data,
 }
+SHARED = (Train, Sample, Evaluate, Encode)  # of which each process of a job does its part
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status. A user's mistake is one line on stderr and status 2.
 
-    Of the processes of a job, which have the same arguments, the first one speaks, unless they agreed on another.
+    Of the processes of a job, which have the same arguments, the first one speaks, unless they agreed on another; what
+    they do not share it does alone.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         print(f"rectiflow {version('rectiflow')}")
         return 0
     try:
-        return _parse(given or ["--help"])()
+        command = _parse(given or ["--help"])
+        has_a_part = isinstance(command, SHARED) or os.environ.get("RANK", "0") == "0"
+        return command() if has_a_part else 0
     except InputError as error:
         if error.speaks_for_all or os.environ.get("RANK", "0") == "0":
             print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)

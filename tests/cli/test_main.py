@@ -89,6 +89,15 @@ def test_info(run, capsys):
     assert "run.yaml" not in shown
 
 
+def test_what_processes_do_not_share_the_first_does_alone(run, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["info", str(run)]) == 0
+    assert not capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")
+    assert main(["info", str(run)]) == 0
+    assert capsys.readouterr().out
+
+
 def test_train_again_and_resume(run, capsys):
     assert main(["train", "digits", "--run", str(run), "--set", *SMALL]) == 0
     assert "already trained (6 steps)" in capsys.readouterr().out

@@ -55,10 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = _parse(given or ["--help"])
-        has_a_part = isinstance(command, SHARED) or os.environ.get("RANK", "0") == "0"
-        return command() if has_a_part else 0
+        return command() if isinstance(command, SHARED) or not _follows() else 0
     except InputError as error:
-        if error.speaks_for_all or os.environ.get("RANK", "0") == "0":
+        if error.speaks_for_all or not _follows():
             print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:  # a disk that is full or a file that is gone, wherever it was met
@@ -67,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rectiflow: stopped.", file=sys.stderr)
         return 130
+
+
+def _follows() -> bool:
+    """Whether this is one of several processes of a job, and not the first."""
+    return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _parse(arguments: list[str]) -> Command:

@@ -14,7 +14,7 @@ from rectiflow.data import streams_read, streams_remote
 from rectiflow.data.config import DataConfig
 from rectiflow.data.loader import Loader
 from rectiflow.data.sets import keep_index, open_set
-from rectiflow.data.streams_remote import Span, read_spans
+from rectiflow.data.streams_remote import Span, expand, read_spans
 from tests.data.shard_files import add, numbers_of, opened, settings, write_parquet, write_tar
 
 
@@ -234,6 +234,11 @@ def test_protocols_that_nobody_knows_or_that_lack_a_driver(monkeypatch):
 def test_settings_that_do_not_go_with_shards(changes, words):
     with pytest.raises(InputError, match=words):
         settings("x.tar", **changes)
+
+
+def test_a_range_that_counts_down_is_no_range():
+    with pytest.raises(InputError, match=r"\{0003\.\.0001\} counts down; write \{0001\.\.0003\}"):
+        expand(["a/t-{0003..0001}.tar"])
 
 
 def test_shards_that_are_not_named():

@@ -206,11 +206,49 @@ def test_a_checkpoint_of_another_step_is_not_taken(tmp_path):
     assert "its manifest.json is of step 1" in told[0]
 
 
+def test_where_none_can_be_used_nothing_is_touched(tmp_path):
+    """A run that began anew would write over the model and the metrics that are left."""
+    checkpoints = Checkpoints(tmp_path, 2)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+        with (path_of(tmp_path, step) / "__0_0.distcp").open("ab") as file:
+            file.write(b"x")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be used .*step-00000002: .*step-00000001: .*anew"):
+        Checkpoints(tmp_path, 2).newest_good(pytest.fail)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, 2)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    with monkeypatch.context() as patch:
+
+        def failing(path):
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr("rectiflow.training.manifest.sha256", failing)
+        with pytest.raises(InputError, match=r"step-00000002: .*Input/output error.*try again"):
+            Checkpoints(tmp_path, 2).newest_good(pytest.fail)
+    assert Checkpoints(tmp_path, 2).newest_good(pytest.fail) == 2
+
+
+def test_only_what_was_saved_before_a_step_is_asked_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 9, every=2)
+    for step in (2, 3, 4):
+        checkpoints.save(step, state(step))
+    assert checkpoints.newest_good(pytest.fail, regular=True, before=4) == 2
+    assert checkpoints.newest_good(pytest.fail, before=4) == 3
+    assert checkpoints.newest_good(pytest.fail, regular=True, before=2) is None
+
+
 def test_two_bad_ones_of_one_step_are_both_kept(tmp_path):
+    Checkpoints(tmp_path, 1).save(1, state(1))
     for content in (b"first", b"second"):
         path_of(tmp_path, 4).mkdir(parents=True)
         (path_of(tmp_path, 4) / "x").write_bytes(content)
-        assert Checkpoints(tmp_path, 1).newest_good(lambda line: None) is None
+        assert Checkpoints(tmp_path, 1).newest_good(lambda line: None) == 1
     assert [(tmp_path / f"step-00000004.{end}" / "x").read_bytes() for end in ("bad", "bad2")] == [b"first", b"second"]
 
 

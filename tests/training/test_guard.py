@@ -78,7 +78,7 @@ def test_bad_steps_in_a_row_lead_back_and_by_another_order(small, tmp_path, monk
     assert trained[-6:] == [(step, 1) for step in range(6, 12)]
     first, again = ([x for step, d, x in seen if (step, d) == (6, detour)][-1] for detour in (0, 1))
     assert not torch.equal(first, again)
-    assert state(asked, tmp_path)["guard"]["counts"].tolist() == [0, 1]
+    assert state(asked, tmp_path)["guard"]["counts"].tolist() == [0, 1, -1]
 
 
 def test_a_detour_is_resumed_bit_for_bit(small, tmp_path, monkeypatch):
@@ -115,6 +115,35 @@ def test_nothing_saved_yet_is_no_reason_to_lose_what_was_learned(small, tmp_path
     poison(monkeypatch, lambda step, detour: detour == 0)
     assert train(longer(small), tmp_path, Console()).finished
     assert "on from here, for nothing is saved yet" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_is_saved_amid_bad_steps(small, tmp_path, monkeypatch):
+    """Step 6 is when a run saves, and 5 and 6 are bad: what led to them may be in the weights."""
+    asked, saved = longer(small, skips=3), []
+    original = Trainer._write
+    monkeypatch.setattr(Trainer, "_write", lambda self: (saved.append(self.step), original(self)))
+    poison(monkeypatch, lambda step, _: step in (4, 5))
+    assert train(asked, tmp_path, QUIET).finished
+    assert saved == [3, 9, 12]
+
+
+def test_where_no_good_step_comes_of_a_return_the_next_goes_further_back(small, tmp_path, monkeypatch, capsys):
+    asked = longer(small)
+    poison(monkeypatch, lambda step, detour: detour < 2 and step >= 6)
+    assert train(asked, tmp_path, Console()).finished
+    said = " ".join(capsys.readouterr().out.split())
+    assert "back to step 6, with the data in another order (1 of 2)" in said
+    assert "back to step 3, with the data in another order (2 of 2)" in said
+
+
+def test_a_preview_that_cannot_be_written_ends_nothing(small, tmp_path, monkeypatch, capsys):
+    def full(*given):
+        raise InputError("could not write x.png: No space left on device.")
+
+    monkeypatch.setattr("rectiflow.training.trainer.save_png", full)
+    asked = small.model_copy(update={"every": small.every.model_copy(update={"preview": 3})})
+    assert train(asked, tmp_path, Console()).finished
+    assert "step 3, training goes on: could not write x.png" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_jump_is_told_from_what_losses_do():
@@ -180,4 +209,4 @@ def test_stopped_while_bad_it_goes_on_as_if_never_stopped(small, tmp_path, monke
         assert not train(asked, tmp_path / "cut", QUIET).finished
     assert train(asked, tmp_path / "cut", QUIET).finished
     left, right = (state(asked, tmp_path / name) for name in ("whole", "cut"))
-    assert left["guard"]["counts"].tolist() == right["guard"]["counts"].tolist() == [0, 1]
+    assert left["guard"]["counts"].tolist() == right["guard"]["counts"].tolist() == [0, 1, -1]

@@ -279,5 +279,7 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _numbers(first: str, last: str) -> list[str]:
+    if int(first) > int(last):
+        raise InputError(f"data.shards: {{{first}..{last}}} counts down; write {{{last}..{first}}}.")
     width = len(first) if first.startswith("0") else 0
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]

@@ -74,7 +74,10 @@ class Checkpoints:
         Raises:
             InputError: its manifest cannot be read.
         """
-        return read_manifest(self._path(step)).metric
+        try:
+            return read_manifest(self._path(step)).metric
+        except OSError as error:
+            raise InputError(f"{self._path(step)} cannot be read ({error.strerror}).") from error
 
     def save(self, step: int, state: dict[str, Any], metric: float | None = None) -> None:
         """Write the state after `step` steps; what was saved before stays until this one is whole.
@@ -119,15 +122,19 @@ class Checkpoints:
             if self._flight.done():
                 self._flight = None
 
-    def newest_good(self, tell: Callable[[str], None], regular: bool = False) -> int | None:
-        """The newest checkpoint whose files are all as they were written, or None.
+    def newest_good(self, tell: Callable[[str], None], regular: bool = False, before: int | None = None) -> int | None:
+        """The newest checkpoint whose files are all as they were written, or None if there are no checkpoints.
 
         Each damaged one that is newer is told of and put aside as `step-….bad`, where it stays. What a crash left
         half-written is removed.
 
         Args:
             tell: is given a line for each, in the first process.
-            regular: only those that are there whether a run was stopped or not.
+            regular: only those that are there whether a run was stopped or not; None if none of them is sound.
+            before: only those of fewer steps; None is any.
+
+        Raises:
+            InputError: one cannot be read now, or none of them is sound; they are left as they are.
         """
         try:
             self.wait()
@@ -136,17 +143,33 @@ class Checkpoints:
                 tell(str(error))
         self._meet()
         self._tidy()
+        passed: dict[int, str] = {}
+        newest = None
         for step in ranks.from_first(self._found()[::-1]):
-            if regular and step % self.every:
+            if (regular and step % self.every) or (before is not None and step >= before):
                 continue
-            problem = self._damage(step)
+            problem, unreadable = self._damage(step)
+            if unreadable:
+                raise InputError(
+                    f"{self._path(step)}: {problem}. It is left as it is: try again when the disk can be read, or move "
+                    "it away to go on from the one before."
+                )
             if not problem:
-                self._verified.add(step)
-                return step
-            if ranks.first():
-                path = self._path(step)
-                tell(f"{path} is passed over: {problem}; {_set_aside(path)}.")
-        return None
+                newest = step
+                break
+            passed[step] = problem
+        if newest is None and passed and not regular:
+            words = "; ".join(f"{self._path(step).name}: {problem}" for step, problem in passed.items())
+            raise InputError(
+                f"no checkpoint in {self.folder} can be used ({words}). They and the model are left as they are: put a "
+                f"sound one back, or remove {self.folder} to begin anew."
+            )
+        if newest is not None:
+            self._verified.add(newest)
+        if ranks.first():
+            for step, problem in passed.items():
+                tell(f"{self._path(step)} is passed over: {problem}; {_set_aside(self._path(step))}.")
+        return newest
 
     def load(self, step: int, state: dict[str, Any]) -> None:
         """Fill `state`, tensors in place, from the checkpoint after `step` steps.
@@ -160,7 +183,7 @@ class Checkpoints:
         self._meet()
         if step not in self._verified:
             self._gather(None)  # all look before one goes on
-            if problem := self._damage(step):
+            if problem := self._damage(step)[0]:
                 raise InputError(f"{path} cannot be read; remove it to go on from the one before ({problem}).")
         try:
             dcp.load(state, storage_reader=dcp.FileSystemReader(path), planner=Exactly(), **self._among)
@@ -226,9 +249,12 @@ class Checkpoints:
                     metrics[step] = metric
         return sorted(metrics, key=lambda step: (metrics[step], -step))
 
-    def _damage(self, step: int) -> str:
-        """What is wrong with a checkpoint, in a clause; empty if nothing is. Each process reads its share."""
-        path = self._path(step)
+    def _damage(self, step: int) -> tuple[str, bool]:
+        """What is wrong with a checkpoint, in a clause, empty if nothing is; and whether it cannot be read just now.
+
+        Each process reads its share.
+        """
+        path, unreadable = self._path(step), False
         try:
             manifest = read_manifest(path)
             problem = "" if manifest.step == step else f"its {MANIFEST_NAME} is of step {manifest.step}"
@@ -236,7 +262,11 @@ class Checkpoints:
                 problem = first_damage(path, list(manifest.files.items())[ranks.rank() :: ranks.world()])
         except InputError as error:
             problem = str(error)
-        return next((text for text in self._gather(problem) if text), "")
+        except OSError as error:
+            problem, unreadable = f"{Path(error.filename or path).name} cannot be read ({error.strerror})", True
+        # What cannot be read in one process outweighs what is damaged in another: it is left alone.
+        said = sorted(self._gather((problem, unreadable)), key=lambda each: not each[1])
+        return next((each for each in said if each[0]), ("", False))
 
     def _tidy(self) -> None:
         """Remove what was never finished, and put back what was about to be replaced."""

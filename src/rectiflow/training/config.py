@@ -136,7 +136,7 @@ class TrainingConfig(Config, ABC):
 
     recipe: str
     data: DataConfig
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=2**31 - 1)
     batch: int = Field(128, ge=1)
     accumulate: int = Field(1, ge=1)
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -151,7 +151,7 @@ class TrainingConfig(Config, ABC):
     seed: int = 0
     precision: PrecisionName = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
     compile: bool = False
     channels_last: bool = False
     activation_checkpointing: bool = False

@@ -28,11 +28,13 @@ class Guard:
     Attributes:
         in_a_row: bad steps since the last good one.
         detours: times that the run went back; each takes its data in another order.
+        returned: step that it last went back to, as long as no good step has come since; else None.
     """
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
         self.in_a_row, self.detours = 0, 0
+        self.returned: int | None = None
         self._losses: deque[float] = deque(maxlen=_REMEMBERED)
 
     def complaint(self, loss: float, norm: float, main: bool = True) -> str:
@@ -50,7 +52,7 @@ class Guard:
 
     def good(self, loss: float) -> None:
         """A step was taken."""
-        self.in_a_row = 0
+        self.in_a_row, self.returned = 0, None
         self._losses.append(loss)
 
     def bad(self) -> bool:
@@ -73,9 +75,11 @@ class Guard:
         """What going on needs, in tensors of one shape whatever has been."""
         losses = torch.full((_REMEMBERED,), math.inf, dtype=torch.float64)
         losses[: len(self._losses)] = torch.tensor(self._losses, dtype=torch.float64)
-        return {"counts": torch.tensor([self.in_a_row, self.detours]), "losses": losses}
+        returned = -1 if self.returned is None else self.returned
+        return {"counts": torch.tensor([self.in_a_row, self.detours, returned]), "losses": losses}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
-        self.in_a_row, self.detours = state["counts"].tolist()
+        self.in_a_row, self.detours, returned = state["counts"].tolist()
+        self.returned = None if returned < 0 else returned
         self._losses = deque(state["losses"][state["losses"].isfinite()].tolist(), maxlen=_REMEMBERED)

@@ -80,13 +80,12 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         InputError: there is none, it is torn or altered, or of another format; the message is a clause without a name.
+        OSError: it cannot be read now; nothing is proven of it.
     """
     try:
         text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"it has no {MANIFEST_NAME}, so it was never finished") from error
-    except OSError as error:
-        raise InputError(f"its {MANIFEST_NAME} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"its {MANIFEST_NAME} is torn or altered") from error
     try:
@@ -107,6 +106,9 @@ def first_damage(folder: Path, files: Iterable[tuple[str, Entry]]) -> str:
     """What is wrong with the first of these files that is not as it was written; empty if all are.
 
     Sizes, which cost nothing, are compared before any file is read.
+
+    Raises:
+        OSError: one cannot be read now; nothing is proven of it.
     """
     files = list(files)
     for name, entry in files:
@@ -114,14 +116,9 @@ def first_damage(folder: Path, files: Iterable[tuple[str, Entry]]) -> str:
             size = (folder / name).stat().st_size
         except FileNotFoundError:
             return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
         if size != entry.size:
             return f"{name} has {size} bytes of the {entry.size} written"
     for name, entry in files:
-        try:
-            if sha256(folder / name) != entry.sha256:
-                return f"{name} is altered: its SHA-256 is not the one written"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+        if sha256(folder / name) != entry.sha256:
+            return f"{name} is altered: its SHA-256 is not the one written"
     return ""

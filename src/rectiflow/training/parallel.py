@@ -174,7 +174,7 @@ def check_parallel(stage: Stage) -> None:
     if not ranks.started():
         raise InputError(
             "parallel.kind=fsdp is for several processes, and this is one by itself; start it by torchrun "
-            "--nproc-per-node=N -m rectiflow train …, or set parallel.kind=ddp."
+            "--nproc-per-node=N -m -- rectiflow train …, or set parallel.kind=ddp."
         )
     if not stage.may_be_sharded:
         raise InputError(

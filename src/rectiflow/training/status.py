@@ -137,6 +137,8 @@ def _checkpoint(folder: Path, config: TrainingConfig) -> Checkpoint | None:
             damage = first_damage(path, files.items()) if whole else _other_size(path, files)
         except InputError as error:
             damage = str(error)
+        except OSError as error:
+            damage = f"it cannot be read ({error.strerror})"
         if path.exists():
             return Checkpoint(step, max(0.0, time.time() - written), damage, "hashes" if whole else "sizes")
     return None

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -62,16 +63,19 @@ class Trainer:
             regular: only of those that there are whether the run was stopped or not.
 
         Raises:
-            InputError: it is of another network.
+            InputError: it is of another network, or there are checkpoints and none can be used.
         """
-        saved = self.checkpoints.newest_good(tell, regular)
-        if saved is not None:
-            state = self._state()
-            self.checkpoints.load(saved, state)
-            self.stepper.load(state)
-            self.step = state["step"]
-            self._held_out = self.checkpoints.metric(saved)  # it stands until the next held-out check
+        self._take_up(self.checkpoints.newest_good(tell, regular))
         return self.step
+
+    def _take_up(self, saved: int | None) -> None:
+        if saved is None:
+            return
+        state = self._state()
+        self.checkpoints.load(saved, state)
+        self.stepper.load(state)
+        self.step = state["step"]
+        self._held_out = self.checkpoints.metric(saved)  # it stands until the next held-out check
 
     def fit(self, log: RunLog, interrupt: Interrupt) -> bool:
         """Train to the last step, or until asked to stop; True if the last step is done.
@@ -109,7 +113,8 @@ class Trainer:
             if stop or (self.step == steps and every.save):
                 self._settle(log)
                 self.save()
-            elif self._due(every.save):
+            elif self._due(every.save) and not self.stepper.guard.in_a_row:
+                # Amid bad steps the weights may be what is wrong: they must not become the last good ones.
                 self._save_if_it_can(log)
             if stop:
                 log.reason = "it was asked to, by Ctrl-C or SIGTERM"
@@ -153,11 +158,14 @@ class Trainer:
                 f"{words}; {row} were bad again after {asked.rollbacks} returns: training stopped; {self._kept}. Try a "
                 f"lower rate: --set optimiser.lr={self.config.optimiser.lr / 3:.2g} in another --run."
             )
-        detours, before = guard.detours, self.step
-        self.restore(log.tell, regular=True)
-        guard.detours = detours
+        detours, former = guard.detours, guard.returned
+        # Where no good step came of the last return, what was returned to may be what is wrong.
+        saved = self.checkpoints.newest_good(log.tell, regular=True, before=former)
+        self._take_up(saved)
+        guard.detours, guard.returned = detours, former if saved is None else saved
         self.stage.detour(detours)
-        there = f"back to step {self.step}" if self.step < before else "on from here, for nothing is saved yet"
+        nothing = f"on from here, for nothing {'is saved yet' if former is None else 'earlier is saved'}"
+        there = f"back to step {self.step}" if saved is not None else nothing
         log.tell(f"{words}; {row} were bad: {there}, with the data in another order ({detours} of {asked.rollbacks}).")
         self._look()
         return True
@@ -182,9 +190,9 @@ class Trainer:
             for length, module in self.ema.by_length.items():
                 whole = self.stepper.parallel.whole(module)
                 if ranks.first():
-                    save_snapshot(self.folder, self.step, length, whole)
+                    self._write_if_it_can(log, partial(save_snapshot, self.folder, self.step, length, whole))
         if self._due(every.preview) or self._due_early():
-            self._preview()
+            self._preview(log)
 
     def _save_if_it_can(self, log: RunLog) -> None:
         """As `_write`; a disk that is full or read-only is told, and training goes on: what was saved stays."""
@@ -251,11 +259,19 @@ class Trainer:
         saved, model = self.checkpoints.steps(), self.folder / "model"
         return f"the last good model, after step {saved[-1]}, is in {model}" if saved else "none was saved"
 
-    def _preview(self) -> None:
+    def _preview(self, log: RunLog) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"
         shown = self.stage.preview(self.ema.module)
         if ranks.first():
-            save_png(shown, path, {"step": self.step, "recipe": self.config.recipe})
+            about = {"step": self.step, "recipe": self.config.recipe}
+            self._write_if_it_can(log, partial(save_png, shown, path, about))
+
+    def _write_if_it_can(self, log: RunLog, write: Callable[[], None]) -> None:
+        """A disk that is full or read-only is told: what is only looked at must not end a run."""
+        try:
+            write()
+        except InputError as error:
+            log.tell(f"step {self.step}, training goes on: {error}")
 
     def _state(self) -> dict[str, Any]:
         return {**self.stepper.state(), "step": self.step}

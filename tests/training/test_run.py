@@ -286,3 +286,11 @@ def test_a_prediction_that_ve_makes_hard_is_pointed_out(small, tmp_path, capsys,
     flow = small.flow.model_copy(update={"schedule": "ve", "prediction": prediction})
     train(small.model_copy(update={"flow": flow}), tmp_path, Console())
     assert ("flow.prediction=data learns" in capsys.readouterr().out) is said
+
+
+def test_how_many_checkpoints_are_kept_may_change(small, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 3)
+        train(small.model_copy(update={"keep": 3}), tmp_path, QUIET)
+    assert train(small.model_copy(update={"keep": 1}), tmp_path, QUIET).finished
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 1

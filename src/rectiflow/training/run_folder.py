@@ -26,7 +26,8 @@ CONFIG_NAME = "run.yaml"
 INDEX_NAME = "inventory"
 SOURCE_INDEX_NAME = "source-inventory"
 LOCK_NAME = ".lock"
-HOW = ("parallel", "threads", "watch")  # settings of how a run is carried out; what it comes to is the same
+# Settings of how a run is carried out; what it comes to is the same.
+HOW = ("parallel", "threads", "watch", "keep", "keep_best", "save_aside")
 _HALF = re.compile(r"\..+\.\d+\.tmp")  # a file that `write_aside` has not finished
 
 

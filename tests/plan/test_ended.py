@@ -48,6 +48,8 @@ def test_nothing_is_left_of_a_plan_that_is_ended(number, status, tmp_path):
         [sys.executable, "-c", PROGRAM],
         env={**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
+        # Whoever starts the tests in a shell's background has SIGINT ignored, and so would the plan.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         (child,) = wait_for(lambda: children(plan.pid))

@@ -137,7 +137,7 @@ def test_growing_in_bfloat16_is_within_its_precision():
     with torch.autocast("cpu", torch.bfloat16):
         fast = single(x)
     assert fast.dtype == torch.bfloat16
-    assert (fast.double() - truth).norm() < torch.finfo(torch.bfloat16).eps * truth.norm()
+    assert (fast.double() - truth).norm() < torch.finfo(torch.bfloat16).eps / 2 * truth.norm()  # the unit of rounding
 
 
 def test_grown_kernel_of_a_point_is_a_box():

@@ -217,6 +217,10 @@ def test_where_none_can_be_used_nothing_is_touched(tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint in .* can be used .*step-00000002: .*step-00000001: .*anew"):
         Checkpoints(tmp_path, 2).newest_good(pytest.fail)
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    for step in (1, 2):
+        path_of(tmp_path, step).rename(tmp_path / f"step-0000000{step}.bad")
+    with pytest.raises(InputError, match=r"step-00000001\.bad was put aside before; step-00000002\.bad was"):
+        Checkpoints(tmp_path, 2).newest_good(pytest.fail)
 
 
 def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from rectiflow.data.images import to_float
 from rectiflow.data.latents import fingerprint, open_latents, read_manifest
 from rectiflow.data.loader import Loader
 from rectiflow.data.sets import open_set
+from rectiflow.models.autoencoder import read_autoencoder_config
 from rectiflow.pipeline import Pipeline
 from rectiflow.recipes.registry import resolve
 from rectiflow.request import Request
@@ -80,6 +81,13 @@ def test_each_stage_of_films_goes_on_where_it_was_stopped(films, tmp_path, monke
     assert workflow.run(read_run(run), run, QUIET).finished
     for name in ("flow.safetensors", "autoencoder.safetensors"):
         assert (run / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_models_keep_the_rate_that_films_were_sampled_at(films, tmp_path):
+    run = tmp_path / "run"
+    assert workflow.run(config(films, *STAGES, "data.rate=10"), run, QUIET).finished
+    assert Pipeline.load(run).training["rate"] == 10
+    assert read_autoencoder_config(run / "autoencoder" / "model").training["rate"] == 10
 
 
 def _encoded(asked, folder):

@@ -1,6 +1,7 @@
 """Steps that would do harm: not taken, gone back from, and at last given up."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -128,12 +129,37 @@ def test_nothing_is_saved_amid_bad_steps(small, tmp_path, monkeypatch):
 
 
 def test_where_no_good_step_comes_of_a_return_the_next_goes_further_back(small, tmp_path, monkeypatch, capsys):
-    asked = longer(small)
+    """What was gone back to first is put aside, and the model is again that of what is gone on from."""
+    asked, models, original = longer(small), [], FlowStage.save
     poison(monkeypatch, lambda step, detour: detour < 2 and step >= 6)
+    monkeypatch.setattr(
+        FlowStage,
+        "save",
+        lambda self, module, folder, step: (models.append(step), original(self, module, folder, step)),
+    )
     assert train(asked, tmp_path, Console()).finished
+    assert models == [3, 6, 3, 6, 9, 12]
+    assert (tmp_path / "checkpoints" / "step-00000006.bad").is_dir()
     said = " ".join(capsys.readouterr().out.split())
     assert "back to step 6, with the data in another order (1 of 2)" in said
     assert "back to step 3, with the data in another order (2 of 2)" in said
+
+
+def test_stopped_after_it_went_further_back_it_goes_on_as_if_never_stopped(small, tmp_path, monkeypatch):
+    asked, original = longer(small), Trainer._train
+    poison(monkeypatch, lambda step, detour: detour < 2 and step >= 6)
+    train(asked, tmp_path / "whole", QUIET)
+
+    def stopped(self, step):
+        if step == 4 and self.stepper.guard.detours == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", stopped)
+        assert train(asked, tmp_path / "cut", QUIET).step == 5
+    assert train(asked, tmp_path / "cut", QUIET).finished
+    assert same(state(asked, tmp_path / "whole"), state(asked, tmp_path / "cut"))
 
 
 def test_a_preview_that_cannot_be_written_ends_nothing(small, tmp_path, monkeypatch, capsys):

@@ -73,7 +73,7 @@ class Data:
             config = resolve("folder", None, [f"data.dir={folder}", *settings])
         console = plain_console()
         for line in _lines(pictures_of(config, None, console)):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            console.print(line, soft_wrap=True)
 
 
 def _lines(data: "ImageSet") -> list[str]:

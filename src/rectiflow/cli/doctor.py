@@ -135,18 +135,16 @@ class Doctor:
             table.add_row(*row[: 3 if found.findings else 2])
         console.print(table)
         for name, stated, real in found.findings:
-            console.print(f"{name}: stated {stated}, found {real}. Remedy: {_REMEDIES[name]}.", highlight=False)
+            console.print(f"{name}: stated {stated}, found {real}. Remedy: {_REMEDIES[name]}.")
         if found.null:
-            console.print(f"null condition: {found.null}", highlight=False)
+            console.print(f"null condition: {found.null}")
         if found.null_errs:
             console.print(
                 "config.json states null_trained: set it to false, or train with condition_dropout.",
-                highlight=False,
             )
         if not found.explained:
             console.print(
                 "No convention explains this model on these data: it is untrained, or the data are not of its kind.",
-                highlight=False,
             )
         else:
             console.print("The model is what it states." if found.healthy else "The model is not what it states.")

@@ -71,14 +71,14 @@ class Encode:
         with first_then_others():  # it may have to be downloaded
             space = load_autoencoder(self.autoencoder)
         if note := unfinished(self.autoencoder):
-            console.print(note, highlight=False, soft_wrap=True)
+            console.print(note, soft_wrap=True)
         with _pictures(config, self.out, console) as data:
             encode(space, data, self.out, config, console)
         words = ["rectiflow", "train", self.recipe, "--autoencoder", self.autoencoder]
         words += [] if self.data is None else ["--data", str(self.data)]
         given = [setting for group in self.set for setting in group]
         words += ["--set", *given, f"latent.cache.dir={self.out.absolute()}"]
-        console.print(f"Train in them: {shlex.join(words)}", highlight=False, soft_wrap=True)
+        console.print(f"Train in them: {shlex.join(words)}", soft_wrap=True)
 
 
 @contextmanager

@@ -41,10 +41,10 @@ def show_run(
     from rich.table import Table
 
     console.print()
-    console.print(_state(status), style="bold", highlight=False, markup=False)
-    console.print(_checkpoint(status, folder), highlight=False, markup=False)
+    console.print(_state(status), style="bold")
+    console.print(_checkpoint(status, folder))
     for step, words in status.notes:
-        console.print(f"step {step}: {words}", style="yellow", highlight=False, markup=False)
+        console.print(f"step {step}: {words}", style="yellow")
     if stages:
         table = Table(show_header=False, box=None)
         for stage in stages:
@@ -124,7 +124,7 @@ def _show_losses(records: Sequence[Mapping[str, float]], console: "Console") -> 
     if not lines:
         return
     legend = f"{'⣿' if fancy else '*'} loss" + (f"   {MARK} held-out loss" if held_out else "")
-    console.print(legend, highlight=False)
+    console.print(legend)
     for line in lines[:-1]:
         text = Text(line, style="cyan", no_wrap=True)
         number = re.match(r"[^┤|]*[┤|]", line)
@@ -132,18 +132,18 @@ def _show_losses(records: Sequence[Mapping[str, float]], console: "Console") -> 
         for found in re.finditer(MARK, line):
             text.stylize("bold yellow", *found.span())
         console.print(text)
-    console.print(lines[-1], highlight=False, markup=False)
+    console.print(lines[-1])
 
 
 def show_preview(folder: Path, console: "Console") -> None:
     """The newest preview of a run, if it has one."""
     found = sorted((folder / "samples").glob("*.png"))
     if not found:
-        console.print("no preview yet", highlight=False)
+        console.print("no preview yet")
         return
     colours = console.color_system is not None and _encodes("▀", console)
     lines = thumbnail(found[-1], console.width, _PICTURE_ROWS, colours)
-    console.print(f"preview: {found[-1]}" + ("" if lines else " cannot be read"), highlight=False, soft_wrap=True)
+    console.print(f"preview: {found[-1]}" + ("" if lines else " cannot be read"), soft_wrap=True)
     for line in lines:
         console.print(line, no_wrap=True, soft_wrap=True)
 

@@ -45,9 +45,11 @@ class Output:
             raise InputError(
                 f"--out {self.path}: expected a name ending in .png, .npz, .mp4 or .gif, or a folder without an ending."
             )
+        if self.rate is None:
+            return
         from rectiflow.data.clips import FASTEST
 
-        if self.rate is not None and not 0 < self.rate <= FASTEST:
+        if not 0 < self.rate <= FASTEST:
             raise InputError(f"--rate must be above 0 and up to {FASTEST:g} frames a second, received {self.rate:g}.")
 
     def write(

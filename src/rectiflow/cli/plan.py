@@ -72,7 +72,7 @@ class Plan:
             print(found.model_dump_json(indent=2, exclude={"measured"}))
             return 0
         if found.why:
-            console.print(f"note: {found.why} Nothing was measured.", highlight=False, soft_wrap=True)
+            console.print(f"note: {found.why} Nothing was measured.", soft_wrap=True)
         if found.here is not None:
             _show_here(found.here, console)
         if found.outline is not None:
@@ -98,20 +98,20 @@ def _show_here(told: "Forecast", console: "Console") -> None:
     console.print(table)
     for stage in told.stages:
         for words in _words(stage):
-            console.print(words, highlight=False, soft_wrap=True)
+            console.print(words, soft_wrap=True)
     room = f"{size(told.available)} of memory are available, {size(told.free)} are free on the disk."
     if told.memory > told.available:
         room += " The run does not fit into the memory: fewer samples (batch) or more parts (accumulate) do."
     if told.disk > told.free:
         room += " The run does not fit on the disk: keep=1 keeps one checkpoint."
-    console.print(room, highlight=False, soft_wrap=True)
+    console.print(room, soft_wrap=True)
 
 
 def _show_outline(told: "Outline", console: "Console") -> None:
     from rich.table import Table
 
     title = f"{told.recipe}, from shapes: an estimate, nothing was measured"
-    console.print(title, style="italic", highlight=False, soft_wrap=True)
+    console.print(title, style="italic", soft_wrap=True)
     table = Table(box=None)
     columns = ("stage", "params", "GFLOP/step", "states", "a sample", "disk")
     for number, name in enumerate(columns):
@@ -131,11 +131,11 @@ def _show_outline(told: "Outline", console: "Console") -> None:
         if stage.batch is not None:
             memory = stage.states + stage.frozen + stage.part(stage.batch / stage.accumulate)
             words = f"{stage.name}: {size(memory)} of memory for a batch of {stage.batch} in {stage.precision}"
-            console.print(words, highlight=False, soft_wrap=True)
+            console.print(words, soft_wrap=True)
     for note in told.assumed:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     room = f"{size(told.available)} of memory are available here, {size(told.free)} are free on the disk."
-    console.print(room, highlight=False, soft_wrap=True)
+    console.print(room, soft_wrap=True)
 
 
 def _words(stage: "StageForecast") -> "Iterator[str]":
@@ -173,7 +173,6 @@ def _show_there(told: "Estimate", console: "Console") -> None:
     console.print(
         f"from {told.peak / 1e12:.4g} TFLOP/s of dense {told.precision} ({told.source}) at an assumed "
         f"{told.utilisation:.0%}{sharded}; small networks stay far below that.",
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -70,5 +70,5 @@ class Train:
             words = f"{folder} is trained, and nothing of it was saved: every.save is 0."
         else:
             words = f"The model is in {folder / 'model'}. Sample: {sample_command(folder, folder)}"
-        console.print(words, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        console.print(words, soft_wrap=True)
         return 0 if outcome.finished else 128 + outcome.signal

@@ -250,8 +250,7 @@ class AutoencoderStage(Stage):
         """Write the autoencoder, with the mean and deviation of its latents on training pictures."""
         vae = _vae(module)
         count = _STATISTICS if step == self.config.steps else _CHUNK
-        training = {"recipe": self.config.recipe, "step": step, "steps": self.config.steps}
-        save_autoencoder(LatentSpace(vae, *self._statistics(vae, count)), self.data.shape, training, folder)
+        save_autoencoder(LatentSpace(vae, *self._statistics(vae, count)), self.data.shape, self.origin(step), folder)
 
     def _statistics(self, vae: VAE | VideoVAE, count: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each latent channel over training pictures: of draws, so of E[s²] + Var[m]."""

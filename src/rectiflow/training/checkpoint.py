@@ -6,7 +6,7 @@ manifest vouches for is hashed before anything of it is unpickled.
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -158,8 +158,7 @@ class Checkpoints:
                 newest = step
                 break
             passed[step] = problem
-        if newest is None and passed and not regular:
-            words = "; ".join(f"{self._path(step).name}: {problem}" for step, problem in passed.items())
+        if newest is None and not regular and (words := self._unusable(passed)):
             raise InputError(
                 f"no checkpoint in {self.folder} can be used ({words}). They and the model are left as they are: put a "
                 f"sound one back, or remove {self.folder} to begin anew."
@@ -170,6 +169,17 @@ class Checkpoints:
             for step, problem in passed.items():
                 tell(f"{self._path(step)} is passed over: {problem}; {_set_aside(self._path(step))}.")
         return newest
+
+    def distrust(self, step: int, tell: Callable[[str], None]) -> None:
+        """Put aside the checkpoints of more than `step` steps, sound as they are, of which no good step came.
+
+        Args:
+            step: that training goes on from.
+            tell: is given a line for each, in the first process.
+        """
+        for later in self._found() if ranks.first() else ():
+            if later > step:
+                tell(f"{self._path(later)} led to bad steps alone; {_set_aside(self._path(later))}.")
 
     def load(self, step: int, state: dict[str, Any]) -> None:
         """Fill `state`, tensors in place, from the checkpoint after `step` steps.
@@ -267,6 +277,12 @@ class Checkpoints:
         # What cannot be read in one process outweighs what is damaged in another: it is left alone.
         said = sorted(self._gather((problem, unreadable)), key=lambda each: not each[1])
         return next((each for each in said if each[0]), ("", False))
+
+    def _unusable(self, passed: Mapping[int, str]) -> str:
+        """What is wrong with each of the checkpoints that there are, those put aside before too."""
+        words = [f"{self._path(step).name}: {problem}" for step, problem in passed.items()]
+        aside = sorted(path.name for path in self.folder.glob("step-*.bad*"))
+        return ranks.from_first("; ".join([*words, *(f"{name} was put aside before" for name in aside)]))
 
     def _tidy(self) -> None:
         """Remove what was never finished, and put back what was about to be replaced."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -58,6 +59,12 @@ class Stage(ABC):
     @abstractmethod
     def save(self, module: nn.Module, folder: Path, step: int) -> None:
         """Write `module` as a model folder, after `step` steps."""
+
+    def origin(self, step: int) -> dict[str, Any]:
+        """What a model says of its training: recipe, steps, and the rate of its clips if it was given one."""
+        data = self.config.data
+        rate = {"rate": data.rate} if data.frames > 1 and data.rate else {}
+        return {"recipe": self.config.recipe, "step": step, "steps": self.config.steps, **rate}
 
     def bridge_from(self, source: ImageSet) -> None:
         """Start from pictures of `source`, of the shape of the data, in place of noise.

@@ -194,7 +194,6 @@ class PictureStage(Stage):
         return Conditioner(self.class_names, self.encoders, picture, self.config.frames, self._null_trained)
 
     def _pipeline(self, module: nn.Module, step: int) -> Pipeline:
-        rate = {"rate": self.config.data.rate} if len(self.data.shape) == 4 and self.config.data.rate else {}
         return Pipeline(
             flow=self.flow_of(module),
             flow_config=self.config.flow,
@@ -202,7 +201,7 @@ class PictureStage(Stage):
             shape=self.data.shape,
             conditioner=self._conditioner,
             autoencoder=self.autoencoder,
-            training={"recipe": self.config.recipe, "step": step, "steps": self.config.steps} | rate,
+            training=self.origin(step),
         )
 
     def _batch(self, step: int, part: slice) -> tuple[Tensor, Condition | None, Tensor]:

@@ -55,17 +55,16 @@ class Trainer:
         self._told: set[str] = set()
         self._began_at, self._since, self._waited = 0, time.perf_counter(), 0.0
 
-    def restore(self, tell: Tell, regular: bool = False) -> int:
+    def restore(self, tell: Tell) -> int:
         """Take up the newest sound checkpoint, if there is one; return the steps done.
 
         Args:
             tell: is given a line for each damaged one that is passed over.
-            regular: only of those that there are whether the run was stopped or not.
 
         Raises:
             InputError: it is of another network, or there are checkpoints and none can be used.
         """
-        self._take_up(self.checkpoints.newest_good(tell, regular))
+        self._take_up(self.checkpoints.newest_good(tell))
         return self.step
 
     def _take_up(self, saved: int | None) -> None:
@@ -163,6 +162,9 @@ class Trainer:
         saved = self.checkpoints.newest_good(log.tell, regular=True, before=former)
         self._take_up(saved)
         guard.detours, guard.returned = detours, former if saved is None else saved
+        if former is not None and saved is not None:
+            self.checkpoints.distrust(saved, log.tell)
+            self._write_if_it_can(log, self._write_model)
         self.stage.detour(detours)
         nothing = f"on from here, for nothing {'is saved yet' if former is None else 'earlier is saved'}"
         there = f"back to step {self.step}" if saved is not None else nothing
@@ -221,6 +223,9 @@ class Trainer:
     def _write(self) -> None:
         """As `save`, but the checkpoint only as far as that goes before training goes on."""
         self.checkpoints.save(self.step, self._state(), self._held_out)
+        self._write_model()
+
+    def _write_model(self) -> None:
         whole = self.stepper.parallel.whole(self.ema.module)
         if ranks.first():
             self.stage.save(whole, self.folder / "model", self.step)
@@ -267,7 +272,7 @@ class Trainer:
             self._write_if_it_can(log, partial(save_png, shown, path, about))
 
     def _write_if_it_can(self, log: RunLog, write: Callable[[], None]) -> None:
-        """A disk that is full or read-only is told: what is only looked at must not end a run."""
+        """A disk that is full or read-only is told: what training does not go on from must not end it."""
         try:
             write()
         except InputError as error:

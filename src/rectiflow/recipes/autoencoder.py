@@ -32,11 +32,12 @@ def video_autoencoder() -> AutoencoderRunConfig:
     return AutoencoderRunConfig(
         recipe="video-autoencoder",
         data=DataConfig(set="digit-clips", frames=17),
-        network=AutoencoderConfig(width=16, multipliers=(1, 2, 4, 8), latent_channels=16, linear=True, temporal=4),
+        network=AutoencoderConfig(width=16, multipliers=(1, 2, 4), latent_channels=16, linear=True, temporal=4),
         loss=ReconstructionConfig(absolute=1.0, square=5.0, kl=1e-6),
         discriminator=DiscriminatorConfig(weight=0.0, width=16),
         steps=3500,
         batch=4,
+        isometric=True,
         optimiser=OptimiserConfig(lr=2e-3, betas=(0.9, 0.99), warmup=50, decay="cosine"),
         ema=EmaConfig(decay=0.99),
         every=EveryConfig(log=20, held_out=200, preview=400, first_preview=100, save=400),

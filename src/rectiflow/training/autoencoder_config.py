@@ -86,6 +86,9 @@ class AutoencoderRunConfig(TrainingConfig):
         preview: held-out pictures in a preview.
         start_from: run or model folder of an autoencoder of pictures, whose weights one of clips starts from; empty is
             none.
+        isometric: whether the linear code begins with latents at whose distances the pixels' are, up to one scale: the
+            principal components turned at random among themselves, so that each channel has a like share of all. Else
+            each channel is one component at unit deviation, the least as large as the first.
     """
 
     objective: Literal["autoencoder"] = "autoencoder"
@@ -94,6 +97,7 @@ class AutoencoderRunConfig(TrainingConfig):
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     preview: int = Field(6, ge=1)
     start_from: str = ""
+    isometric: bool = False
 
     @model_validator(mode="after")
     def _graphs_are_kept(self) -> Self:

@@ -110,8 +110,13 @@ class AutoencoderStage(Stage):
 
     def _fit(self, code: PatchCode, pictures: Tensor) -> None:
         found = linear_code(pictures, self.config.network.factor, self.config.network.latent_channels)
-        deviations = found.eigenvalues[: len(found.components)].clamp_min(1e-6).sqrt()
-        code.begin_from(found.mean.float(), found.components.float(), deviations.float())
+        components = found.components
+        deviations = found.eigenvalues[: len(components)].clamp_min(1e-6).sqrt()
+        if self.config.isometric:
+            square = Key(self.config.seed, "linear code").normal(torch.arange(1), (len(components),) * 2)[0]
+            components = torch.linalg.qr(square.to(components))[0] @ components
+            deviations = deviations.square().mean().sqrt().expand(len(components))
+        code.begin_from(found.mean.float(), components.float(), deviations.float())
 
     def begins(self, turn: str) -> int:
         """The step from which a submodule is trained."""

@@ -1,17 +1,18 @@
-"""Text to video on digit-clips: python benchmarks/clips.py DIR
+"""Text to video on digit-clips: python benchmarks/clips.py DIR [SETTING …]
 
-Trains recipe `clips` in DIR/clips (autoencoder, latents, flow) unless it is there, keeps the model of every thousandth
-step, and has the judge read the clips of held-out prompts: the last model over guidance strengths by one seed, then at
-the best of these by others, fixed beforehand; the kept models at that one. Beside it: real clips through the
-autoencoder, which no flow can surpass; clips of 17 stills of the same model, each by its own noise or all by the same;
-and clips that begin with a given frame. Minutes are wall time from the command's first moment: everything counts, and
-so do those of an autoencoder that was trained before, and of the one that it started from.
+Trains recipe `clips`, with settings laid over it, in DIR/clips (autoencoder, latents, flow) unless it is there, keeps
+the model of every thousandth step, and has the judge read the clips of held-out prompts: the last model over guidance
+strengths by one seed, then at the best of these by others, fixed beforehand; the kept models at that one. Beside it:
+real clips through the autoencoder, which no flow can surpass; clips of 17 stills of the same model, each by its own
+noise or all by the same; and clips that begin with a given frame. Minutes are wall time from the command's first
+moment: everything counts, and so do those of an autoencoder that was trained before, and of the one that it started
+from.
 """
 
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -119,9 +120,9 @@ def show(pipeline: Pipeline, held_out: MovingDigits, w: float) -> None:
     save_clip(clip_grid(made, SHOWN // 2), DOCS / "clips.gif", 8, {}, scale=2)
 
 
-def main(home: Path) -> None:
+def main(home: Path, settings: Sequence[str]) -> None:
     if not (home / RECIPE / "evaluation" / "report.json").is_file():
-        common.train_keeping(home, RECIPE, SETTINGS)
+        common.train_keeping(home, RECIPE, [*SETTINGS, *settings])
     config = read_run(home / RECIPE)
     data, judge = open_set(config.data), clip_judge()
     assert isinstance(data.held_out, MovingDigits)
@@ -174,4 +175,4 @@ def main(home: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

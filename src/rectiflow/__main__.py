@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from importlib.metadata import version
 import tyro
 
 from rectiflow.base.errors import InputError, near_miss, unknown
+from rectiflow.base.job import follows
 from rectiflow.cli.average import Average
 from rectiflow.cli.compare import Compare
 from rectiflow.cli.data import Data
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = _parse(given or ["--help"])
-        return command() if isinstance(command, SHARED) or not _follows() else 0
+        return command() if isinstance(command, SHARED) or not follows() else 0
     except InputError as error:
-        if error.speaks_for_all or not _follows():
+        if error.speaks_for_all or not follows():
             print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:  # a disk that is full or a file that is gone, wherever it was met
@@ -66,11 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rectiflow: stopped.", file=sys.stderr)
         return 130
-
-
-def _follows() -> bool:
-    """Whether this is one of several processes of a job, and not the first."""
-    return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _parse(arguments: list[str]) -> Command:

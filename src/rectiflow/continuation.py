@@ -9,9 +9,7 @@ from torch import Tensor
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.pipeline import Pipeline
-from rectiflow.request import Request, Samples
-
-OVERLAP = 5
+from rectiflow.request import OVERLAP, Request, Samples
 
 
 def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> Samples:

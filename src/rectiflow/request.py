@@ -13,6 +13,8 @@ from rectiflow.base.errors import InputError
 if TYPE_CHECKING:
     from rectiflow.pipeline import Pipeline
 
+OVERLAP = 5  # frames that a clip takes over from the one that it goes on from
+
 
 @dataclass(frozen=True)
 class Request:

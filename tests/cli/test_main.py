@@ -99,6 +99,13 @@ def test_what_processes_do_not_share_the_first_does_alone(run, capsys, monkeypat
     assert capsys.readouterr().out
 
 
+def test_a_job_that_is_no_number_is_told(run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    for command in (["train", "--resume", str(run)], ["sample", str(run), "--out", str(run / "x.png")]):
+        assert main(command) == 2
+        assert "WORLD_SIZE='two' in the environment is no number of processes" in capsys.readouterr().err
+
+
 def test_train_again_and_resume(run, capsys):
     assert main(["train", "digits", "--run", str(run), "--set", *SMALL]) == 0
     assert "already trained (6 steps)" in capsys.readouterr().out

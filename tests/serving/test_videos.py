@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import openai
 import pytest
+import torch
 from PIL import Image
 
+from rectiflow.data import given
 from rectiflow.data.clips import save_clip
 from rectiflow.request import Request
+from rectiflow.serving import asked_extension
 from rectiflow.serving.frames import levels
 from rectiflow.serving.limits import Limits
 from tests.serving.conftest import PATIENCE, counted, post, put, running, until
@@ -134,6 +137,73 @@ def test_forms_and_json_are_one(client, server, clips):
     ]
     assert sheets[0] == sheets[1]
     assert sheets[0] != sheets[2]
+
+
+def test_a_film_goes_on_from_its_end(client, clips, tmp_path):
+    first = finished(client, prompt="left", seconds="1.1", size="24x16", extra_body={"seed": 4, "rate": 8})
+    extra = {"seed": 9, "steps": 6, "guidance": 0.5}
+    named = {"prompt": "right", "seconds": 0.5, "video": {"id": first.id}, **extra}
+    longer = post(f"{client.base_url}videos/extensions", json=named).json()
+    longer = client.videos.poll(longer["id"], poll_interval_ms=20)
+    assert longer.status == "completed", longer.error
+    assert (longer.seconds, longer.size, longer.prompt, longer.model_extra["frames"]) == ("1.625", "24x16", "right", 13)
+    before, _, _ = frames_of(client.videos.download_content(first.id).read())
+    made, rate, told = frames_of(client.videos.download_content(longer.id).read())
+    assert (len(before), len(made), rate, json.loads(told["comment"])["frames"]) == (9, 13, 8, 13)
+    end = torch.from_numpy(before[-5:].copy()).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    request = Request(("right",), 1, 6, guidance=0.5, seed=9, size=(16, 24), frames=9, first=end)
+    both = torch.cat([torch.from_numpy(before), levels(clips.sample(request).pixels)[0, 5:]])
+    save_clip(both, tmp_path / "both.mp4", 8, {}, scale=1)
+    expected, _, _ = frames_of((tmp_path / "both.mp4").read_bytes())
+    assert np.abs(made.astype(int) - expected).mean() < 1
+
+    content = client.videos.download_content(longer.id).read()
+    again = client.videos.extend(prompt="left", seconds="0.5", video=io.BytesIO(content), extra_body={"size": "16x24"})
+    again = client.videos.poll(again.id, poll_interval_ms=20)
+    assert (again.status, again.size, again.model_extra["frames"]) == ("completed", "16x24", 17)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({}, 400, "video: expected a film"),
+        ({"video": {"id": "video_0"}}, 404, "there is no video 'video_0'"),
+        ({"frames": 3}, 400, "frames: expected 4 to 4"),
+        ({"frames": 8}, 400, "frames: expected 4 to 4"),
+        ({"seconds": 100}, 400, "seconds: expected 0 to 0.5"),
+        ({"size": "17x16"}, 400, "size: sides are multiples of"),
+        ({"rate": 3}, 400, "unknown setting 'rate'"),
+        ({"prompt": "up"}, 400, "unknown class 'up'"),
+    ],
+)
+def test_what_cannot_go_on_is_told(client, fields, status, words):
+    film = finished(client, prompt="left")
+    named = {} if not fields else {"video": {"id": film.id}}
+    answer = post(f"{client.base_url}videos/extensions", json={"prompt": "left", **named, **fields})
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+def test_a_film_that_is_not_done_cannot_go_on(client):
+    film = client.videos.create(prompt="left", extra_body={"steps": 40})
+    answer = post(f"{client.base_url}videos/extensions", json={"prompt": "left", "video": {"id": film.id}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "video_not_ready")
+
+
+def test_what_is_no_film_cannot_go_on(client):
+    for content in (b"", b"film", picture()):
+        with pytest.raises(openai.BadRequestError, match=r"expected a film|is no film"):
+            client.videos.extend(prompt="left", seconds="0.5", video=io.BytesIO(content))
+
+
+@pytest.mark.parametrize("longest", ["_LONGEST", "_LARGEST"])
+def test_a_film_that_is_too_much_is_refused_before_it_is_read_whole(client, monkeypatch, longest):
+    module = asked_extension if longest == "_LONGEST" else given
+    monkeypatch.setattr(module, longest, 8)
+    film = finished(client, prompt="left")
+    content = client.videos.download_content(film.id).read()
+    with pytest.raises(openai.BadRequestError, match=r"the film (has more than 8 frames|is 16×16)"):
+        client.videos.extend(prompt="left", seconds="0.5", video=io.BytesIO(content))
 
 
 def test_lists(client):

@@ -162,6 +162,27 @@ def test_saved_statistics_normalise_the_latents(tmp_path):
     assert torch.allclose(prior_pictures(space, (1, 8, 8), 2, seed=1), pictures[:2], atol=1e-5)
 
 
+def test_an_isometric_code_keeps_distances():
+    """Up to one scale, with as many channels as a patch has numbers."""
+    whole = ("discriminator.weight=0", "network.linear=true", "network.latent_channels=4")
+    found = {}
+    for isometric in (False, True):
+        stage = stage_of(*whole, f"isometric={str(isometric).lower()}")
+        found[isometric] = stage.vae.code.to_latents.weight.detach().flatten(1)
+    assert float(torch.linalg.cond(found[True])) == pytest.approx(1, abs=1e-4)
+    assert float(torch.linalg.cond(found[False])) > 1.5
+
+
+def test_an_isometric_code_spans_the_principal_components():
+    codes = [
+        stage_of("discriminator.weight=0", "network.linear=true", f"isometric={name}").vae.code
+        for name in ("false", "true")
+    ]
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    first, second = (code.to_pixels(code.to_latents(x)) for code in codes)
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
 def test_equivariant_steps_decode_moved_latents():
     stage, sizes = stage_of("loss.equivariance=1.0"), set()
     stage.vae.decoder.register_forward_pre_hook(lambda _, args: sizes.add(tuple(args[0].shape[-2:])))

@@ -135,8 +135,15 @@ def test_what_processes_cannot_do_is_told(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"fsdp is for several processes.*torchrun"):
         train(asked(parallel=FSDP), tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match=r"parallel.shard=2 is of parallel.kind=fsdp"):
-        train(asked(parallel=ParallelConfig(shard=2)), tmp_path / "run", QUIET)
+    for recipe, setting, words in (
+        ("digits", "parallel.shard=2", r"parallel.shard=2 is of parallel.kind=fsdp"),
+        ("digits", "optimiser.kind=muon", "Muon needs whole matrices"),
+        ("vae", "steps=2", "recipe vae cannot be trained in shards"),
+        ("autoencoder", "steps=2", "recipe autoencoder cannot be trained in shards"),
+    ):
+        kind = "ddp" if "shard" in setting else "fsdp"
+        with pytest.raises(InputError, match=words):
+            resolve(recipe, settings=[setting, f"parallel.kind={kind}"])
     monkeypatch.setattr(ranks, "world", lambda: 9)
     with pytest.raises(InputError, match=r"a batch of 8 is too small for 9 processes.*at least 9"):
         train(asked(), tmp_path / "run", QUIET)

@@ -8,7 +8,9 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 
+from rectiflow.__main__ import main
 from rectiflow.base.errors import InputError
 from rectiflow.data.builtin import digits
 from rectiflow.data.loader import Loader
@@ -288,9 +290,20 @@ def test_a_prediction_that_ve_makes_hard_is_pointed_out(small, tmp_path, capsys,
     assert ("flow.prediction=data learns" in capsys.readouterr().out) is said
 
 
-def test_how_many_checkpoints_are_kept_may_change(small, tmp_path):
+def test_how_a_run_is_carried_out_may_change(small, tmp_path, capsys):
+    train(small, tmp_path / "whole", QUIET)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 3)
-        train(small.model_copy(update={"keep": 3}), tmp_path, QUIET)
-    assert train(small.model_copy(update={"keep": 1}), tmp_path, QUIET).finished
-    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 1
+        train(small.model_copy(update={"keep": 3}), tmp_path / "run", QUIET)
+    resume = ["train", "--resume", str(tmp_path / "run"), "--set"]
+    assert main([*resume, "accumulate=2", "batch=4"]) == 2
+    assert "other settings (batch; batch is 8 there, 4 here)" in " ".join(capsys.readouterr().err.split())
+    assert main([*resume, "accumulat=2"]) == 2
+    assert "Did you mean 'accumulate'" in " ".join(capsys.readouterr().err.split())
+    assert main([*resume, "accumulate=2", "every.log=1", "data.workers=0", "keep=1"]) == 0
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5, 6]
+    found, wanted = (load_file(tmp_path / name / "model" / "flow.safetensors") for name in ("run", "whole"))
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
+    assert read_run(tmp_path / "run").accumulate == 1  # for that start only

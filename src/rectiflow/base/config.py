@@ -54,6 +54,11 @@ def parse_setting(setting: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"the value of --set {path} is not YAML: '{text}'.") from error
+    return nested(path, value)
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """`{"network": {"width": 64}}` of `network.width` and 64."""
     for name in reversed(path.split(".")):
         value = {name: value}
     return value

@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from rectiflow.base.errors import InputError
+from rectiflow.base.job import alone, local_rank
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=2)  # one rank may encode or survey for long while the others wait
@@ -52,11 +53,11 @@ def joined() -> Iterator[None]:
     Raises:
         InputError: the others cannot be met, or another one is gone.
     """
-    if started() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started() or alone():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         there, number, count = next(rendezvous("env://", timeout=_TIMEOUT))

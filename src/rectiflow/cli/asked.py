@@ -29,15 +29,20 @@ def asked_run(
     Raises:
         InputError: no such recipe, field or value, or an autoencoder for a recipe that takes none; one line.
     """
-    listed = [setting for group in settings for setting in group]
+    layer = listed(settings)
     if data is not None:
-        listed.append(f"data.dir={json.dumps(str(data.absolute()))}")
+        layer.append(f"data.dir={json.dumps(str(data.absolute()))}")
     if autoencoder:
         if recipe in RECIPES and getattr(RECIPES[recipe](), "latent", None) is None:
             raise InputError(f"recipe {recipe} trains in no latents, so it takes no --autoencoder; use latent.")
         there = Path(autoencoder)
         name = str(there.absolute()) if there.exists() else autoencoder
-        listed.append(f"latent.autoencoder={json.dumps(name)}")
+        layer.append(f"latent.autoencoder={json.dumps(name)}")
     if source is not None:
-        listed += [f"data.source_dir={json.dumps(str(source.absolute()))}", "flow.source=pictures"]
-    return resolve(recipe, config, listed)
+        layer += [f"data.source_dir={json.dumps(str(source.absolute()))}", "flow.source=pictures"]
+    return resolve(recipe, config, layer)
+
+
+def listed(settings: Iterable[Iterable[str]]) -> list[str]:
+    """The settings of all --set of a command, in the order given."""
+    return [setting for group in settings for setting in group]

@@ -1,8 +1,9 @@
 """A command under `torchrun`: its processes share the work, and one of them writes and speaks."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from rectiflow.base.job import alone
 
 
 @contextmanager
@@ -12,7 +13,7 @@ def together() -> Iterator[bool]:
     Raises:
         InputError: what went wrong here; where it went wrong elsewhere first, this process exits without a word.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         yield True
         return
     from rectiflow.base.ranks import barrier, first, joined

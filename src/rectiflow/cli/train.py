@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from rectiflow.base.errors import InputError
-from rectiflow.cli.asked import asked_run
-from rectiflow.recipes.registry import RECIPES
+from rectiflow.cli.asked import asked_run, listed
+from rectiflow.recipes.registry import RECIPES, with_settings
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Train:
         run: Folder of the run; runs/RECIPE if left out, runs/NAME for a folder of that name.
         config: YAML file of settings laid over the recipe.
         set: Settings laid over both, such as network.width=64 or network.preset=S/2; values are YAML.
-        resume: Go on with this run, by its own run.yaml.
+        resume: Go on with this run, by its own run.yaml; --set then changes how it is carried out, such as threads=4,
+            and nothing else.
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
@@ -38,9 +39,11 @@ class Train:
 
     def __call__(self) -> int:
         """Train; returns the exit status."""
-        others = (self.recipe, self.data, self.autoencoder, self.source, self.run, self.config, self.set)
+        others = (self.recipe, self.data, self.autoencoder, self.source, self.run, self.config)
         if self.resume is not None and any(others):
-            raise InputError("--resume takes everything from the run's own run.yaml; leave the other arguments out.")
+            raise InputError(
+                "--resume takes everything from the run's own run.yaml; leave the other arguments but --set out."
+            )
         if self.resume is None and not self.recipe:
             raise InputError(f"expected a recipe ({', '.join(RECIPES)}) or --resume RUN.")
         asked = None
@@ -59,7 +62,7 @@ class Train:
         with joined():
             console = plain_console(quiet=not first())
             try:
-                outcome = run(asked or read_run(folder), folder, console)
+                outcome = run(asked or with_settings(read_run(folder), listed(self.set)), folder, console)
             except AtOnceError as error:
                 die(error.number)
         if not outcome.trained:

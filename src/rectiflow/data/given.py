@@ -12,11 +12,12 @@ from rectiflow.base.errors import InputError
 from rectiflow.conditioning.picture import degradation
 from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.data.config import DataConfig
-from rectiflow.data.decode import Unusable, decode
+from rectiflow.data.decode import Unusable, decode, fit, flatten
 from rectiflow.data.images import to_float
 from rectiflow.data.survey import EXTENSIONS
 
 _PLAIN, _CENTRE = DataConfig(set="folder"), (0.5, 0.5, 1.0)
+_LARGEST = 2**23  # pixels of a frame of a film that is read whole
 
 
 def read_given(path: Path, config: PictureConfig, shape: tuple[int, ...]) -> tuple[Tensor, tuple[str, ...]]:
@@ -82,6 +83,40 @@ def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
     except Unusable as problem:
         raise InputError(f"{path}: {problem}; expected a film, such as .mp4, .webm or .gif.") from problem
     return to_float(torch.from_numpy(clip))[None]
+
+
+def read_film(path: Path, channels: int, size: tuple[int, int], most: int) -> tuple[Tensor, float]:
+    """All frames of a film, 1×C×T×H×W in [−1, 1], as they follow each other, and how many come in a second.
+
+    Args:
+        path: where it lies.
+        channels: C.
+        size: H, W, which the frames are resized to cover and cropped to.
+        most: T; no more are decoded.
+
+    Raises:
+        InputError: no film, more frames than `most`, or too large ones; one line.
+    """
+    from rectiflow.data.film_frames import check_there, frames_of
+
+    clip, times = [], []
+    try:
+        check_there(path)
+        for frame in frames_of(path):
+            if len(clip) == most:
+                raise InputError(f"the film has more than {most} frames; cut it.")
+            image = flatten(frame.image(), channels == 1, _PLAIN.background)
+            if image.width * image.height > _LARGEST:
+                raise InputError(
+                    f"the film is {image.width}×{image.height}; expected at most {_LARGEST:,} pixels a frame."
+                )
+            clip.append(torch.from_numpy(np.array(fit(image, _PLAIN, size, _CENTRE))))
+            times.append(frame.time)
+    except Unusable as problem:
+        raise InputError(f"{problem}; expected a film, such as an mp4 file.") from problem
+    if len(times) < 2 or times[-1] <= times[0]:
+        raise InputError(f"{len(times)} frames in it; expected a film of two at least.")
+    return to_float(torch.stack(clip, dim=1))[None], (len(times) - 1) / (times[-1] - times[0])
 
 
 def _plain(file: Path, size: tuple[int, int], grey: bool) -> Tensor:

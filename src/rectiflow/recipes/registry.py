@@ -59,17 +59,28 @@ def resolve(recipe: str, file: Path | None = None, settings: Sequence[str] = ())
     layers: list[tuple[str, dict[str, Any]]] = []
     if file is not None:
         layers.append((str(file), read_yaml(file)))
+    config = RECIPES[recipe]()
+    for origin, layer in layers:
+        config = _with_layer(config, layer, origin)
+    return with_settings(config, settings)
+
+
+def with_settings(config: AnyRun, settings: Sequence[str]) -> AnyRun:
+    """A configuration with settings laid over it, as `resolve` takes them.
+
+    Raises:
+        InputError: no such field or value; one line.
+    """
     together: dict[str, Any] = {}
     for setting in settings:
         together = merge(together, parse_setting(setting))
-    if together:
-        layers.append(("--set", together))
-    config = RECIPES[recipe]()
-    for origin, layer in layers:
-        if "recipe" in layer and layer["recipe"] != recipe:
-            raise InputError(f"{origin} is of recipe {layer['recipe']}, not {recipe}.")
-        config = type(config).parse(_laid_over(config.model_dump(mode="json"), layer), origin)
-    return config
+    return _with_layer(config, together, "--set") if together else config
+
+
+def _with_layer(config: AnyRun, layer: Mapping[str, Any], origin: str) -> AnyRun:
+    if layer.get("recipe", config.recipe) != config.recipe:
+        raise InputError(f"{origin} is of recipe {layer['recipe']}, not {config.recipe}.")
+    return type(config).parse(_laid_over(config.model_dump(mode="json"), layer), origin)
 
 
 def _laid_over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,10 +57,25 @@ class AskedVideo(Config):
 @final
 @dataclass(frozen=True)
 class Wanted:
-    """A clip to make: what to sample, and the frames a second of its film."""
+    """A clip to make.
+
+    Args:
+        request: what to sample.
+        rate: frames a second of its film.
+        before: frames of a film that it goes on from, 1×C×T×H×W in [−1, 1], with whose last ones it begins; or None.
+    """
 
     request: Request
     rate: float
+    before: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Frames of the film."""
+        made, given = self.request.frames or 1, self.request.first
+        if self.before is None or given is None:
+            return made
+        return self.before.shape[2] + made - given.shape[2]
 
 
 def asked_video(values: Mapping[str, Any]) -> AskedVideo:
@@ -69,12 +84,21 @@ def asked_video(values: Mapping[str, Any]) -> AskedVideo:
     Raises:
         Refusal: a field that does not exist, or a value of the wrong kind.
     """
+    return parsed(AskedVideo, {"prompt": None, **with_seconds(values)})
+
+
+def with_seconds(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a body with `seconds` as a number.
+
+    Raises:
+        Refusal: it is none.
+    """
     if isinstance(seconds := values.get("seconds"), str):
         try:
-            values = {**values, "seconds": float(seconds[:40])}
+            return {**values, "seconds": float(seconds[:40])}
         except ValueError:
             raise Refusal(400, f"seconds: expected a number, received '{seconds[:40]}'.", "seconds") from None
-    return parsed(AskedVideo, {"prompt": None, **values})
+    return values
 
 
 def check_makes_clips(served: Served) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor
 
 from rectiflow.data.clips import film_strip, save_clip
@@ -19,6 +20,7 @@ from rectiflow.data.pictures import to_image
 from rectiflow.serving.asked_video import Wanted
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.follow import refusal_of
+from rectiflow.serving.frames import levels
 from rectiflow.serving.job import Event, Failed, Finished, Full, Job
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Served
@@ -96,10 +98,11 @@ class Film:
             "created_at": self.created,
             "completed_at": int(self.completed) if self.status == "completed" else None,
             "expires_at": self.expires,
-            "seconds": f"{(asked.frames or 1) / self.wanted.rate:g}",
+            "seconds": f"{self.wanted.length / self.wanted.rate:g}",
             "error": None if error is None else {"code": error.code or "failed", "message": error.message},
             "remixed_from_video_id": None,
             **shown,
+            "frames": self.wanted.length,
         }
 
 
@@ -218,7 +221,10 @@ class Films:
 
 def _files(served: Served, wanted: Wanted, pixels: Tensor) -> dict[str, bytes]:
     """What there is to fetch of one clip, uint8 1×T×H×W×C."""
-    words = about(served, wanted.request, 0, wanted.rate)
+    words = about(served, wanted.request, 0, wanted.rate) | {"frames": wanted.length}
+    if wanted.before is not None:
+        new = wanted.length - wanted.before.shape[2]
+        pixels = torch.cat([levels(wanted.before), pixels[:, -new:]], dim=1)
     with TemporaryDirectory(prefix="rectiflow-") as folder:
         path = Path(folder, "clip.mp4")
         save_clip(pixels[0], path, wanted.rate, words, scale=1)

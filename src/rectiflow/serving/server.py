@@ -23,7 +23,7 @@ from rectiflow.serving.served import Served
 from rectiflow.serving.video_api import VideoApi
 
 _KEEP_ALIVE = 30
-_UPLOADS = ("/v1/videos", "/gradio_api/upload")
+_UPLOADS = ("/v1/videos", "/v1/videos/extensions", "/gradio_api/upload")
 _LAST_WORDS = 5  # seconds in which those are answered whose pictures are given up
 
 

@@ -9,8 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from rectiflow.base.errors import unknown
+from rectiflow.serving.asked_extension import AskedExtension, asked_extension, extension_of
 from rectiflow.serving.asked_video import NUMBERS, PICTURES, AskedVideo, asked_video, check_makes_clips, wanted_of
-from rectiflow.serving.body import fields_and_pictures
+from rectiflow.serving.body import fields_and_pictures, json_body, kind_of
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.films import KINDS, Film, Films
 from rectiflow.serving.follow import refusal_of
@@ -36,10 +37,10 @@ class VideoApi:
         self.served, self.films = served, Films(engine, served)
         self.router = APIRouter()
         add = self.router.add_api_route
-        schema = {"schema": AskedVideo.model_json_schema()}
-        body = {"content": {"application/json": schema, "multipart/form-data": schema}, "required": True}
-        add("/v1/videos", self.create, methods=["POST"], openapi_extra={"requestBody": body})
+        first, longer = AskedVideo.model_json_schema(), AskedExtension.model_json_schema()
+        add("/v1/videos", self.create, methods=["POST"], openapi_extra={"requestBody": _body(first)})
         add("/v1/videos", self.films_page, methods=["GET"])
+        add("/v1/videos/extensions", self.extend, methods=["POST"], openapi_extra={"requestBody": _body(longer)})
         add("/v1/videos/{name}", self.retrieve, methods=["GET"])
         add("/v1/videos/{name}", self.delete, methods=["DELETE"])
         add("/v1/videos/{name}/content", self.content, methods=["GET"])
@@ -52,6 +53,22 @@ class VideoApi:
             check_makes_clips(self.served)
             values, pictures = await fields_and_pictures(request, self.served.limits, PICTURES, NUMBERS)
             film = await asyncio.to_thread(self._start, values, pictures)
+            return JSONResponse(film.told(self.served), headers=_POLL)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:
+            return refusal_response(refusal_of(error))
+
+    async def extend(self, request: Request) -> Response:
+        """A job for what follows a finished film; its own film is of both."""
+        try:
+            check_makes_clips(self.served)
+            limits, files = self.served.limits, dict[str, bytes]()
+            if kind_of(request) == "application/json":  # in which a film can be named alone
+                values = await json_body(request, limits)
+            else:
+                values, files = await fields_and_pictures(request, limits, ("video",), NUMBERS)
+            film = await asyncio.to_thread(self._extend, values, files.get("video", b""))
             return JSONResponse(film.told(self.served), headers=_POLL)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -99,18 +116,24 @@ class VideoApi:
             kind = request.query_params.get("variant", "video")
             if kind not in KINDS:
                 raise Refusal(400, str(unknown("variant", kind, list(KINDS))), "variant")
-            if film.error is not None:
-                raise Refusal(400, f"there is no film: {film.error.message}", code="video_failed")
-            if not film.files:
-                words = f"the film is {film.status}, {film.progress} %; ask again when it is completed."
-                raise Refusal(400, words, code="video_not_ready")
+            content = _files(film)[kind]
         except Refusal as refusal:
             return refusal_response(refusal)
         named = f'attachment; filename="{film.id}.{_ENDINGS[kind]}"'
-        return Response(film.files[kind], media_type=KINDS[kind], headers={"Content-Disposition": named})
+        return Response(content, media_type=KINDS[kind], headers={"Content-Disposition": named})
 
     def _start(self, values: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Film:
         return self.films.start(wanted_of(self.served, asked_video(values), pictures))
+
+    def _extend(self, values: Mapping[str, Any], content: bytes) -> Film:
+        fields = asked_extension(values)
+        if fields.video:
+            film = self._find(fields.video)
+            content = _files(film)["video"]
+            if fields.size == "auto" and film.wanted.request.size is not None:
+                height, width = film.wanted.request.size
+                fields = fields.model_copy(update={"size": f"{width}x{height}"})
+        return self.films.start(extension_of(self.served, fields, content))
 
     def _find(self, name: str) -> Film:
         check_makes_clips(self.served)
@@ -131,3 +154,22 @@ class VideoApi:
                 raise Refusal(400, f"after: there is no video '{after[:100]}' any more.", "after")
             films = films[place + 1 :]
         return films[: int(limit)], len(films) > int(limit)
+
+
+def _files(film: Film) -> Mapping[str, bytes]:
+    """What there is to fetch of a film.
+
+    Raises:
+        Refusal: it is not done, or has failed.
+    """
+    if film.error is not None:
+        raise Refusal(400, f"there is no film: {film.error.message}", code="video_failed")
+    if not film.files:
+        words = f"the film is {film.status}, {film.progress} %; ask again when it is completed."
+        raise Refusal(400, words, code="video_not_ready")
+    return film.files
+
+
+def _body(schema: Mapping[str, Any]) -> dict[str, Any]:
+    content = {kind: {"schema": schema} for kind in ("application/json", "multipart/form-data")}
+    return {"content": content, "required": True}

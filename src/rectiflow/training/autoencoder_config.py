@@ -115,6 +115,11 @@ class AutoencoderRunConfig(TrainingConfig):
         return self
 
     @property
+    def may_be_sharded(self) -> bool:
+        """Its latents and its adversary go round the call."""
+        return False
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of these settings before they train."""
         if not self.network.linear:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rectiflow.base.config import Config
 from rectiflow.data.config import DataConfig
@@ -122,7 +122,8 @@ class TrainingConfig(Config, ABC):
         keep: checkpoints kept, the newest.
         keep_best: checkpoints kept besides, those of the least held-out loss.
         save_aside: write checkpoints while training goes on; the state is copied first.
-        watch: where metrics go beside the run's own metrics.jsonl: "tensorboard", "wandb" (if installed).
+        watch: where metrics go beside the run's own metrics.jsonl: "tensorboard", "wandb" (if installed), or both in
+            brackets.
         guard: what is done about steps that would do harm.
         parallel: how several processes train one model.
         seed: any integer.
@@ -156,10 +157,33 @@ class TrainingConfig(Config, ABC):
     channels_last: bool = False
     activation_checkpointing: bool = False
 
+    @field_validator("watch", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @property
     @abstractmethod
     def notes(self) -> tuple[str, ...]:
         """What a user should know of these settings before they train."""
+
+    @property
+    @abstractmethod
+    def may_be_sharded(self) -> bool:
+        """Whether all that trains the network goes through its call, so that its weights may be cut up (fsdp)."""
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> Self:
+        if self.parallel.kind == "ddp":
+            if self.parallel.shard:
+                raise ValueError(
+                    f"parallel.shard={self.parallel.shard} is of parallel.kind=fsdp; set that, or leave it out"
+                )
+        elif not self.may_be_sharded:
+            raise ValueError(f"recipe {self.recipe} cannot be trained in shards, only flows can; set parallel.kind=ddp")
+        elif self.optimiser.kind == "muon":
+            raise ValueError("Muon needs whole matrices; set optimiser.kind=adamw, or parallel.kind=ddp")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

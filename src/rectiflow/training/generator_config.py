@@ -112,6 +112,11 @@ class RunConfig(TrainingConfig):
     latent: LatentConfig | None = None
 
     @property
+    def may_be_sharded(self) -> bool:
+        """A flow does all by its call; other objectives do not."""
+        return self.objective == "flow"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of these settings before they train."""
         told = []

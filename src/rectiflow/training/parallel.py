@@ -159,29 +159,21 @@ class Sharded(Parallel):
         return self._plain.eval()
 
 
-def check_parallel(stage: Stage) -> None:
-    """Nothing, if a stage can be trained by the processes that there are in the way it asks for.
+def check_parallel(config: TrainingConfig) -> None:
+    """Nothing, if a run can be trained by the processes that there are in the way it asks for.
 
     Raises:
         InputError: it cannot; one line.
     """
-    asked, count = stage.config.parallel, ranks.world()
-    check_parts(stage.config)
+    asked, count = config.parallel, ranks.world()
+    check_parts(config)
     if asked.kind == "ddp":
-        if asked.shard:
-            raise InputError(f"parallel.shard={asked.shard} is of parallel.kind=fsdp; set that, or leave it out.")
         return
     if not ranks.started():
         raise InputError(
             "parallel.kind=fsdp is for several processes, and this is one by itself; start it by torchrun "
             "--nproc-per-node=N -m -- rectiflow train …, or set parallel.kind=ddp."
         )
-    if not stage.may_be_sharded:
-        raise InputError(
-            f"recipe {stage.config.recipe} cannot be trained in shards, only flows can; set parallel.kind=ddp."
-        )
-    if stage.config.optimiser.kind == "muon":
-        raise InputError("Muon needs whole matrices; set optimiser.kind=adamw, or parallel.kind=ddp.")
     if asked.shard and count % asked.shard:
         raise InputError(
             f"parallel.shard={asked.shard} does not divide the {count} processes; set a divisor of that, or 0 for all."

@@ -180,9 +180,9 @@ def train_here(
     device = resolve_device(config.device)
     check_sinks(config.watch)
     check_texts(config)
+    check_parallel(config)
     data, source = _sets(config, former, folder, console, index)
     stage = _stage(config, data, device, latents)
-    check_parallel(stage)
     if source is not None:
         stage.bridge_from(source)
     apply_switches(stage.module, config)

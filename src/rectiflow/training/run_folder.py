@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rectiflow.base.config import differences, read_yaml, write_yaml
+from rectiflow.base.config import differences, merge, nested, read_yaml, write_yaml
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import recover_folder, unwritable, write_text
 from rectiflow.base.ranks import first_then_others, from_first
@@ -26,8 +26,11 @@ CONFIG_NAME = "run.yaml"
 INDEX_NAME = "inventory"
 SOURCE_INDEX_NAME = "source-inventory"
 LOCK_NAME = ".lock"
-# Settings of how a run is carried out; what it comes to is the same.
-HOW = ("parallel", "threads", "watch", "keep", "keep_best", "save_aside")
+# Settings of how a run is carried out, watched and kept; what it comes to is the same, up to rounding.
+HOW = (
+    *("parallel", "threads", "accumulate", "activation_checkpointing", "compile", "data.workers"),
+    *("watch", "every", "keep", "keep_best", "save_aside"),
+)
 _HALF = re.compile(r"\..+\.\d+\.tmp")  # a file that `write_aside` has not finished
 
 
@@ -134,9 +137,10 @@ def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
             f"{folder} is a run of recipe {former.recipe}, not {config.recipe}; choose another --run, "
             f"or go on with it: rectiflow train --resume {folder}"
         )
-    there = former.model_dump(mode="json")
-    asked = _comparable(config.model_dump(mode="json"), there)
-    asked |= {name: there[name] for name in HOW}
+    there, here = former.model_dump(mode="json"), config.model_dump(mode="json")
+    asked = _comparable(here, there)
+    for name in HOW:
+        asked = merge(asked, nested(name, _at(there, name)))
     if names := differences(asked, there):
         first = names[0]
         raise InputError(
@@ -144,7 +148,9 @@ def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
             f"{_at(asked, first)} here); choose another --run, or go on with it as it is: "
             f"rectiflow train --resume {folder}"
         )
-    return former.model_copy(update={name: getattr(config, name) for name in HOW})
+    for name in HOW:
+        there = merge(there, nested(name, _at(here, name)))
+    return type(former).parse(there, str(folder / CONFIG_NAME))
 
 
 def _is_remnant(path: Path) -> bool:

@@ -25,7 +25,6 @@ class Stage(ABC):
         samples_per_step: training samples that a step takes.
         waited: seconds that `loss` has spent waiting for data so far.
         observed: what the newest call of `loss` saw beside the loss, by name; scalars, detached.
-        may_be_sharded: whether all that trains `module` goes through its call, so that its weights may be cut up.
         may_leave_out: whether some steps leave a part of `module` without a gradient, as those of stills do with layers
             along time.
     """
@@ -36,7 +35,6 @@ class Stage(ABC):
     samples_per_step: int
     waited: float = 0.0
     observed: Mapping[str, Tensor] = {}
-    may_be_sharded: bool = False
     may_leave_out: bool = True
     _detour: int = 0
 

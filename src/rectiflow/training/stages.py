@@ -289,7 +289,7 @@ class FlowStage(PictureStage):
         super().__init__(config, data, device, latents)
         self.coupling = coupling(config.flow)
         self.times = partial(weighted_times, self.flow, config.times, config.weight)
-        self.module, self.may_be_sharded = self.flow, True
+        self.module = self.flow
         self.may_leave_out = bool(self.encoders) or len(data.shape) == 4
 
     def flow_of(self, module: nn.Module) -> Flow:

@@ -130,8 +130,9 @@ class Trainer:
             raise
         except torch.OutOfMemoryError as error:  # a step may be half taken: nothing is saved after it
             raise InputError(
-                f"{self.device} had no memory left in step {self.step + 1}: training stopped; {self._kept}. Try more "
-                f"parts of a batch: --set accumulate={2 * self.config.accumulate} in another --run."
+                f"{self.device} had no memory left in step {self.step + 1}: training stopped; {self._kept}. Take a "
+                f"batch in more parts: rectiflow train --resume {self.folder} --set accumulate="
+                f"{2 * self.config.accumulate}"
             ) from error
         if not step.complaint:
             self._pending.append(step.values)

@@ -99,7 +99,7 @@ def read_film(path: Path, channels: int, size: tuple[int, int], most: int) -> tu
     """
     from rectiflow.data.film_frames import check_there, frames_of
 
-    clip, times = [], []
+    clip, times = list[Tensor](), list[float]()
     try:
         check_there(path)
         for frame in frames_of(path):

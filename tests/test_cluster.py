@@ -86,7 +86,7 @@ if [ -n "${LONG:-}" ]; then for _ in $(seq 200); do sleep 0.1; done; fi
 exit "${STATUS:-0}"
 """
 SCONTROL = """#!/bin/bash
-if [ "$1 $2" = "show hostnames" ]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*" >> "$SAID"; fi
+if [ "$1 $2" = "show hostnames" ]; then echo node7; sleep 0.1; echo node8; else echo "scontrol $*" >> "$SAID"; fi
 """
 
 

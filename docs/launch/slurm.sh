@@ -27,7 +27,7 @@ RUN=${RUN:?the folder of the run}
 source "${VENV:-$HOME/rectiflow/.venv}/bin/activate"
 
 gpus=${SLURM_GPUS_ON_NODE:-1}
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # reads all: `head` would close the pipe and end the job
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / gpus))
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 # seconds in which a run may save before torchrun kills it
 

@@ -124,6 +124,8 @@ def test_whoever_is_killed_as_a_snapshot_is_written_leaves_no_half(tmp_path):
         if not child:
             for step in range(1_000_000):
                 save_snapshot(tmp_path, step, 0.05, module)
+        while not (tmp_path / "averages").exists():
+            time.sleep(0.01)
         time.sleep(0.05 + milliseconds / 1000)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -182,7 +182,7 @@ class TrainingConfig(Config, ABC):
         elif not self.may_be_sharded:
             raise ValueError(f"recipe {self.recipe} cannot be trained in shards, only flows can; set parallel.kind=ddp")
         elif self.optimiser.kind == "muon":
-            raise ValueError("Muon needs whole matrices; set optimiser.kind=adamw, or parallel.kind=ddp")
+            raise ValueError("optimiser.kind=muon needs whole matrices; set adamw, or parallel.kind=ddp")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from rectiflow.base.errors import InputError
+from rectiflow.recipes.registry import resolve
 from rectiflow.training.log import RunLog
 from rectiflow.training.run import train
 from rectiflow.training.sinks import (
@@ -206,3 +207,7 @@ def test_what_is_watched_changes_no_weight(small, tmp_path, wandb):
     assert [values["step"] for values in logged] == [r["step"] for r in lines]
     both, none = (load_file(tmp_path / name / "model" / "flow.safetensors") for name in runs)
     assert all(torch.equal(both[key], none[key]) for key in both)
+
+
+def test_one_name_stands_for_a_list():
+    assert resolve("digits", settings=["watch=wandb"]).watch == ("wandb",)

@@ -156,6 +156,9 @@ def test_a_film_goes_on_from_its_end(client, clips, tmp_path):
     save_clip(both, tmp_path / "both.mp4", 8, {}, scale=1)
     expected, _, _ = frames_of((tmp_path / "both.mp4").read_bytes())
     assert np.abs(made.astype(int) - expected).mean() < 1
+    thirds = finished(client, prompt="left", extra_body={"rate": 12})  # 4/12 s, as nobody writes it
+    named = {"prompt": "left", "seconds": 0.34, "video": thirds.id}
+    assert post(f"{client.base_url}videos/extensions", json=named).status_code == 200
 
     content = client.videos.download_content(longer.id).read()
     again = client.videos.extend(prompt="left", seconds="0.5", video=io.BytesIO(content), extra_body={"size": "16x24"})
@@ -170,7 +173,11 @@ def test_a_film_goes_on_from_its_end(client, clips, tmp_path):
         ({"video": {"id": "video_0"}}, 404, "there is no video 'video_0'"),
         ({"frames": 3}, 400, "frames: expected 4 to 4"),
         ({"frames": 8}, 400, "frames: expected 4 to 4"),
-        ({"seconds": 100}, 400, "seconds: expected 0 to 0.5"),
+        (
+            {"seconds": 100},
+            400,
+            "seconds: 100 s at 8 frames a second are 800 frames, expected at most 4; ask for 0.5 s",
+        ),
         ({"size": "17x16"}, 400, "size: sides are multiples of"),
         ({"rate": 3}, 400, "unknown setting 'rate'"),
         ({"prompt": "up"}, 400, "unknown class 'up'"),

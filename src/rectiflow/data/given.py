@@ -86,7 +86,7 @@ def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_film(path: Path, channels: int, size: tuple[int, int], most: int) -> tuple[Tensor, float]:
-    """All frames of a film, 1×C×T×H×W in [−1, 1], as they follow each other, and how many come in a second.
+    """All frames of a film, uint8 T×H×W×C, as they follow each other, and how many come in a second.
 
     Args:
         path: where it lies.
@@ -116,7 +116,7 @@ def read_film(path: Path, channels: int, size: tuple[int, int], most: int) -> tu
         raise InputError(f"{problem}; expected a film, such as an mp4 file.") from problem
     if len(times) < 2 or times[-1] <= times[0]:
         raise InputError(f"{len(times)} frames in it; expected a film of two at least.")
-    return to_float(torch.stack(clip, dim=1))[None], (len(times) - 1) / (times[-1] - times[0])
+    return torch.stack(clip).permute(0, 2, 3, 1), (len(times) - 1) / (times[-1] - times[0])
 
 
 def _plain(file: Path, size: tuple[int, int], grey: bool) -> Tensor:

@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ConfigDict
-from torch import Tensor
 
 from rectiflow.base.config import Config
-from rectiflow.data.given import read_film
+from rectiflow.data.images import to_float
 from rectiflow.request import OVERLAP
 from rectiflow.serving.asked_video import Wanted, with_seconds
-from rectiflow.serving.frames import STRIDE, most_frames
+from rectiflow.serving.frames import STRIDE, most_frames, read_frames
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, check_rate, naming, parsed, request_of, within
 
@@ -88,13 +85,15 @@ def extension_of(served: Served, fields: AskedExtension, film: bytes) -> Wanted:
     shared = fields.model_dump(exclude={"video", "seconds", "frames"})
     request = request_of(served, Asked(**shared), most)
     size = request.size or served.pipeline.size
-    before, rate = naming("video", lambda: _frames(film, served.pipeline.shape[0], size))
+    held = min(_LONGEST, served.limits.film_bytes // (served.pipeline.shape[0] * size[0] * size[1]))
+    before, rate = naming("video", lambda: read_frames(film, served.pipeline.shape[0], size, held))
     check_rate(rate, "video")
-    overlap = min(OVERLAP, most - STRIDE, 1 + (before.shape[2] - 1) // STRIDE * STRIDE)
-    frames = overlap + _new_frames(fields, most - overlap, rate)
-    request = replace(request, frames=frames, first=before[:, :, -overlap:])
+    overlap = min(OVERLAP, most - STRIDE, 1 + (before.shape[1] - 1) // STRIDE * STRIDE)
+    new = _new_frames(fields, most - overlap, rate)
+    end = to_float(before[:, -overlap:].permute(0, 4, 1, 2, 3))
+    request = replace(request, frames=overlap + new, first=end)
     naming("video", lambda: served.pipeline.labels(request))
-    return Wanted(request, rate, before)
+    return Wanted(request, rate, before.shape[1] + new, film)
 
 
 def _new_frames(fields: AskedExtension, most: int, rate: float) -> int:
@@ -107,12 +106,9 @@ def _new_frames(fields: AskedExtension, most: int, rate: float) -> int:
         return fields.frames
     if fields.seconds is None:
         return most
-    within("seconds", fields.seconds, 0, most / rate)
-    return STRIDE * max(1, round(fields.seconds * rate / STRIDE))
-
-
-def _frames(film: bytes, channels: int, size: tuple[int, int]) -> tuple[Tensor, float]:
-    with TemporaryDirectory(prefix="rectiflow-") as folder:
-        path = Path(folder, "film.mp4")
-        path.write_bytes(film)
-        return read_film(path, channels, size, _LONGEST)
+    within("seconds", fields.seconds, 0, _LONGEST / rate)
+    frames = STRIDE * max(1, round(fields.seconds * rate / STRIDE))
+    if frames > most:
+        words = f"{fields.seconds:g} s at {rate:g} frames a second are {frames} frames, expected at most {most}"
+        raise Refusal(400, f"seconds: {words}; ask for {most / rate:g} s.", "seconds")
+    return frames

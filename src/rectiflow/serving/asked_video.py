@@ -62,20 +62,14 @@ class Wanted:
     Args:
         request: what to sample.
         rate: frames a second of its film.
-        before: frames of a film that it goes on from, 1×C×T×H×W in [−1, 1], with whose last ones it begins; or None.
+        length: frames of its film.
+        before: the film that it goes on from and with whose last frames it begins, as a file; or empty.
     """
 
     request: Request
     rate: float
-    before: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Frames of the film."""
-        made, given = self.request.frames or 1, self.request.first
-        if self.before is None or given is None:
-            return made
-        return self.before.shape[2] + made - given.shape[2]
+    length: int
+    before: bytes = b""
 
 
 def asked_video(values: Mapping[str, Any]) -> AskedVideo:
@@ -128,7 +122,7 @@ def wanted_of(served: Served, fields: AskedVideo, pictures: Mapping[str, bytes])
     frames = frames_of(served, fields.frames, fields.seconds, rate)
     shared = fields.model_dump(exclude={"seconds", "frames", "rate"})
     request = request_of(served, Asked(**shared), frames)
-    return Wanted(with_pictures(served, request, pictures), rate)
+    return Wanted(with_pictures(served, request, pictures), rate, frames)
 
 
 def frames_of(served: Served, frames: int | None, seconds: float | None, rate: float) -> int:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, final
@@ -20,7 +20,7 @@ from rectiflow.data.pictures import to_image
 from rectiflow.serving.asked_video import Wanted
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.follow import refusal_of
-from rectiflow.serving.frames import levels
+from rectiflow.serving.frames import read_frames
 from rectiflow.serving.job import Event, Failed, Finished, Full, Job
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Served
@@ -197,6 +197,7 @@ class Films:
         """An event, on the thread of a lane, which must not wait for a film to be written."""
         if isinstance(event, Failed):
             film.error, film.completed = refusal_of(event.error), time.time()
+            film.wanted = replace(film.wanted, before=b"")
         elif isinstance(event, Finished) and not film.forgotten:
             with self._lock:
                 self._writing += 1
@@ -216,15 +217,16 @@ class Films:
         with self._lock:
             self._writing -= 1
             film.completed, film.files = time.time(), files
+            film.wanted = replace(film.wanted, before=b"")  # nobody needs it any more
         self._forget_old()
 
 
 def _files(served: Served, wanted: Wanted, pixels: Tensor) -> dict[str, bytes]:
     """What there is to fetch of one clip, uint8 1×T×H×W×C."""
     words = about(served, wanted.request, 0, wanted.rate) | {"frames": wanted.length}
-    if wanted.before is not None:
-        new = wanted.length - wanted.before.shape[2]
-        pixels = torch.cat([levels(wanted.before), pixels[:, -new:]], dim=1)
+    if wanted.before:
+        before, _ = read_frames(wanted.before, pixels.shape[-1], (pixels.shape[2], pixels.shape[3]), wanted.length)
+        pixels = torch.cat([before, pixels[:, before.shape[1] - wanted.length :]], dim=1)
     with TemporaryDirectory(prefix="rectiflow-") as folder:
         path = Path(folder, "clip.mp4")
         save_clip(pixels[0], path, wanted.rate, words, scale=1)

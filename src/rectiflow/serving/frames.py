@@ -1,11 +1,15 @@
 """Frames of clips on their way through a server: into levels of grey, of a preview, and out of files that are sent."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import torch
 from torch import Tensor
 
 from rectiflow.base.errors import InputError
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Unusable, decode
+from rectiflow.data.given import read_film
 from rectiflow.data.images import to_float
 from rectiflow.data.pictures import to_uint8
 from rectiflow.pipeline import Pipeline
@@ -57,6 +61,15 @@ def last_frame(pixels: Tensor) -> Tensor:
 def middle_frame(pixels: Tensor) -> Tensor:
     """The middle frames of clips B×T×H×W×C, as pictures B×H×W×C; pictures as they are."""
     return pixels[:, pixels.shape[1] // 2] if pixels.dim() == 5 else pixels
+
+
+def read_frames(content: bytes, channels: int, size: tuple[int, int], most: int) -> tuple[Tensor, float]:
+    """A film file as a clip, uint8 1×T×H×W×C, T up to `most`, and its frames a second; see `read_film`."""
+    with TemporaryDirectory(prefix="rectiflow-") as folder:
+        path = Path(folder, "film.mp4")
+        path.write_bytes(content)
+        clip, rate = read_film(path, channels, size, most)
+    return clip[None], rate
 
 
 def read_frame(content: bytes, channels: int, size: tuple[int, int]) -> Tensor:

@@ -1,7 +1,7 @@
 """Text to video on digit-clips: python benchmarks/clips.py DIR [SETTING …]
 
 Trains recipe `clips`, with settings laid over it, in DIR/clips (autoencoder, latents, flow) unless it is there, keeps
-the model of every thousandth step, and has the judge read the clips of held-out prompts: the last model over guidance
+models of thousands of steps, and has the judge read the clips of held-out prompts: the last model over guidance
 strengths by one seed, then at the best of these by others, fixed beforehand; the kept models at that one. Beside it:
 real clips through the autoencoder, which no flow can surpass; clips of 17 stills of the same model, each by its own
 noise or all by the same; and clips that begin with a given frame. Minutes are wall time from the command's first
@@ -43,6 +43,7 @@ SETTINGS = ("threads=2", "latent.train.threads=2", "latent.pictures.threads=2", 
 SWEEP = EvaluateConfig(count=200, steps=50, solver="ddpm", weights=(0.0, 1.0, 3.0, 5.0), seed=0)
 SEEDS = (101, 102, 103)  # of the figures at the best w; the sweep, which chooses it, has another
 COUNT, CURVE, GIVEN = 200, 100, 50
+CURVES = 8  # models of the curve, or up to twice as many
 SHOWN, STRIP = 12, 4
 DOCS = common.RESULTS.parent.parent / "docs"
 
@@ -128,6 +129,7 @@ def main(home: Path, settings: Sequence[str]) -> None:
     assert isinstance(data.held_out, MovingDigits)
     by = SmallEncoder(as_pictures(data).train)
     models = sorted(home.glob("m-*000"), key=lambda folder: int(folder.name[2:]))
+    models = models[:: -max(1, len(models) // CURVES)][::-1]
     earlier = before(config.latent.autoencoder)
     began = (home / "started").stat().st_mtime - 60 * sum(each["minutes"] for each in earlier)
     pipeline = Pipeline.load(models[-1])

@@ -177,7 +177,7 @@ def test_parts_are_timed_without_what_they_call(monkeypatch):
         inner()
 
     clock.timed("forward", outer)()
-    assert clock.seconds == {"data": 2.5, "forward": 7.5}
+    assert clock.seconds == {stages.FIRST: 2.0, "data": 0.5, "forward": 7.5}
 
 
 def test_a_part_that_fails_is_closed():
@@ -185,7 +185,7 @@ def test_a_part_that_fails_is_closed():
     with pytest.raises(ZeroDivisionError):
         clock.timed("data", lambda: 1 / 0)()
     clock.timed("forward", lambda: None)()
-    assert set(clock.seconds) == {"data", "forward"}
+    assert set(clock.seconds) == {stages.FIRST, "forward"}
     assert clock._inside == []
 
 
@@ -199,7 +199,9 @@ def test_the_trainer_is_taken_apart(tmp_path):
         )
         found[kind] = stages.trained(config, tmp_path / kind, kind == "whole")
     whole, bare = found["whole"], found["bare"]
-    assert {"data", "forward", "backward", "optimiser", "averages", "logging", "checkpoints"} <= set(whole["parts"])
+    assert {stages.FIRST, "data", "forward", "backward", "optimiser", "averages", "logging", "checkpoints"} <= set(
+        whole["parts"]
+    )
     assert (tmp_path / "whole" / "checkpoints" / "step-00000004").is_dir()
     assert not (tmp_path / "bare" / "checkpoints").exists()
     assert (whole["steps"], bare["steps"]) == (4, 4)
@@ -214,8 +216,10 @@ def test_the_trainer_is_taken_apart(tmp_path):
 def test_processes_together_are_set_against_one():
     one = [{"wall": 10.0, "cpu": 8.0, "whole_cpu": 12.0, "loss": 1.0}]
     two = [{"wall": 6.0, "cpu": 9.0, "whole_cpu": 18.0, "loss": 1.0}]
-    found = ranks.summed({1: one, 2: two})
+    apart = [{"wall": 5.0, "cpu": 8.4, "whole_cpu": 16.0, "loss": 1.0}]
+    found = ranks.summed({"one": one, "two": two, "apart": apart})
     assert (found["added"], found["added_with_start"], found["wall_ratio"]) == (0.125, 0.5, 0.6)
+    assert (found["added_by_being_two"], found["added_by_the_job"]) == (0.05, 0.075)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +310,8 @@ def test_tables_of_where_the_time_goes():
     assert "| data | 1.00% |" in profile
     assert "| logging, averages and checkpoints | **2.00%** |" in profile
     assert "| the same by difference | 5.00% |" in profile
-    case = ranks.summed({n: [{"wall": 2.0 / n, "cpu": 1.8 + 0.2 * n, "whole_cpu": 4.0 * n}] for n in (1, 2)})
+    assert "10 steps of 200 ms, its first batch after 0.0 s" in profile
+    ways = {"one": (2.0, 2.0, 4.0), "two": (1.0, 2.2, 8.0), "apart": (1.0, 2.1, 8.0)}
+    case = ranks.summed({way: [dict(zip(("wall", "cpu", "whole_cpu"), row, strict=True))] for way, row in ways.items()})
     text = tables.ddp({"ddp": entry(cases={"digits": case}, aim=ranks.AIM, settings=settings)})
-    assert "| digits | 2.0 | 2.2 | **10.0%** | 100.0% | 0.50 |" in text
+    assert "| digits | 2.0 | 2.1 | 2.2 | **10.0%** | 5.0% | 5.0% | 100.0% | 0.50 |" in text

@@ -151,7 +151,8 @@ def profile(result: dict) -> str:
         ]
         header = ["share of the loop's time", *(f"`{name}`" for name in recipes)]
         steps = "; ".join(
-            f"{name} {found['steps']:,} steps of {found['step_seconds'] * 1000:.0f} ms"
+            f"{name} {found['steps']:,} steps of {found['step_seconds'] * 1000:.0f} ms, "
+            f"its first batch after {found['first_batch_seconds']:.1f} s"
             for name, found in recipes.items()
         )
         return (
@@ -169,18 +170,21 @@ def ddp(result: dict) -> str:
         rows = [
             [
                 name,
-                f"{found['medians']['1']['cpu']:.1f}",
-                f"{found['medians']['2']['cpu']:.1f}",
+                *(f"{found['medians'][way]['cpu']:.1f}" for way in ("one", "apart", "two")),
                 f"**{found['added']:.1%}**",
+                f"{found['added_by_being_two']:.1%}",
+                f"{found['added_by_the_job']:.1%}",
                 f"{found['added_with_start']:.1%}",
                 f"{found['wall_ratio']:.2f}",
             ]
             for name, found in entry["cases"].items()
         ]
-        header = ["processor seconds", "one process", "two", "added", "added, start included", "wall, two over one"]
+        header = ["processor seconds", "one process", "two apart", "two of a job", "added", "by being two"]
+        header += ["by the job", "added, start included", "wall, two over one"]
         return (
             f"{table(header, rows)}\n\nThe same steps at the same batch, {entry['settings']['precision']}, a thread a "
-            f"process; aim: added < {entry['aim']:.0%}. Medians of {entry['settings']['rounds']}. {_told(entry)}"
+            f"process; aim: added < {entry['aim']:.0%}. *Apart* are two at once that know nothing of each other, on "
+            f"half the batch each. Medians of {entry['settings']['rounds']}. {_told(entry)}"
         )
 
     return _of(result, "ddp", made)

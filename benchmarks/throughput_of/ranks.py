@@ -1,7 +1,9 @@
 """What it costs to train by two processes instead of one: the same run, the same batches, one thread each.
 
 Processor seconds of the training loop, of both processes together over those of the one; starting up, which each
-process does once, is told beside. Run as a program it trains, and writes down what this process took.
+process does once, is told beside. What two processes cost by being two, on half the batch each and with one machine to
+share, is seen from two runs that know nothing of each other. Run as a program it trains, and writes down what this
+process took.
 """
 
 import json
@@ -17,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 AIM = 0.15
+WAYS = ("one", "two", "apart")  # a process; two of a job; two that know nothing of each other
 QUIET = "every={log: 20, held_out: 0, preview: 0, first_preview: 0, save: 0}"
 CASES = {
     "recipe digits": ["steps=200"],
@@ -54,19 +57,29 @@ def child(out: Path, run: Path, settings: list[str]) -> None:
     (out / f"{number}.json").write_text(json.dumps({**took, "whole_cpu": time.process_time(), "loss": loss}))
 
 
-def once(processes: int, settings: list[str]) -> dict[str, float]:
-    """One run by so many processes: seconds of the loop, and of the processor over all of them."""
+def once(way: str, settings: list[str]) -> dict[str, float]:
+    """One run, or two on half the batch each: seconds of the loop, and of the processor over all processes.
+
+    Args:
+        way: of `WAYS`.
+        settings: of the run.
+    """
     with TemporaryDirectory() as name:
         home = Path(name)
-        (home / "out").mkdir()
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *(launch if processes > 1 else []), str(Path(__file__)), str(home / "out")]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, str(home / "run"), *settings], env=env, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{command}: {done.stderr[-2000:]}")
-        told = [json.loads(path.read_text()) for path in sorted((home / "out").glob("*.json"))]
-    assert len(told) == processes
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if way == "two" else []
+        children = [home / "0", home / "1"] if way == "apart" else [home / "0"]
+        started = []
+        for place in children:
+            (place / "out").mkdir(parents=True)
+            command = [sys.executable, *launch, __file__, str(place / "out"), str(place / "run"), *settings]
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        for process in started:
+            said, _ = process.communicate()
+            if process.returncode:
+                sys.exit(f"{process.args}: {said.decode()[-2000:]}")
+        told = [json.loads(path.read_text()) for path in sorted(home.glob("*/out/*.json"))]
+    assert len(told) == (1 if way == "one" else 2)
     return {
         "wall": max(row["wall"] for row in told),
         "cpu": sum(row["cpu"] for row in told),
@@ -75,33 +88,39 @@ def once(processes: int, settings: list[str]) -> dict[str, float]:
     }
 
 
-def summed(runs: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
+def summed(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Of one case, by the number of processes."""
     medians = {
-        str(count): {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
-        for count, rows in runs.items()
+        way: {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
+        for way, rows in runs.items()
     }
-    one, two = medians["1"], medians["2"]
+    one, two, apart = (medians[way] for way in WAYS)
     return {
         "added": round(two["cpu"] / one["cpu"] - 1, 4),
+        "added_by_being_two": round(apart["cpu"] / one["cpu"] - 1, 4),
+        "added_by_the_job": round((two["cpu"] - apart["cpu"]) / one["cpu"], 4),
         "added_with_start": round(two["whole_cpu"] / one["whole_cpu"] - 1, 4),
         "wall_ratio": round(two["wall"] / one["wall"], 4),
         "medians": medians,
-        "each": {str(count): [round(row["cpu"], 3) for row in rows] for count, rows in runs.items()},
+        "each": {way: [round(row["cpu"], 3) for row in rows] for way, rows in runs.items()},
     }
 
 
 def ddp(rounds: int) -> dict[str, Any]:
-    """Both cases, one process and two in turns."""
+    """Both cases, each way in turns."""
+    from rectiflow.recipes.registry import resolve
     from throughput_of.sides import has_bfloat16
 
     precision = f"precision={'bfloat16' if has_bfloat16() else 'float32'}"
     cases = {}
     for name, settings in CASES.items():
-        runs: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+        half = [f"batch={resolve('digits', settings=settings).batch // 2}"]
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for number in range(rounds):
-            for count in (1, 2) if number % 2 == 0 else (2, 1):
-                runs[count].append(once(count, [*settings, QUIET, precision, "threads=1", "watch=[]"]))
+            first = number % len(WAYS)
+            for way in (*WAYS[first:], *WAYS[:first]):
+                own = [*settings, *(half if way == "apart" else []), QUIET, precision, "threads=1", "watch=[]"]
+                runs[way].append(once(way, own))
         cases[name] = summed(runs)
         print(name, cases[name], flush=True)
     return {"settings": {"rounds": rounds, "cases": CASES, "precision": precision}, "aim": AIM, "cases": cases}

@@ -1,15 +1,19 @@
 """Floor 6: clips longer than those a model was trained on, each window begun by the end of the one before."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from rectiflow.base import machine
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import OVERLAP, Request, Samples
+
+_COPIES = 2  # of all that is made: the parts, and what they are put together to
 
 
 def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> Samples:
@@ -24,8 +28,10 @@ def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> S
         overlap: frames that a window takes over from the one before, 1+4m, fewer than a window has.
 
     Raises:
-        InputError: a model of pictures, or one that is given no frames; an overlap that does not suit; one line.
+        InputError: a model of pictures, or one that is given no frames; an overlap that does not suit; more than
+            there is memory for; one line.
     """
+    check_room(pipeline, request)
     window = pipeline.shape[1] if len(pipeline.shape) == 4 else 1
     frames = request.frames
     if frames is None or frames <= window or len(pipeline.shape) == 3:
@@ -54,6 +60,26 @@ def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> S
         ends, there = torch.cat([ends, made], dim=2)[:, :, -window:], there + more
     labels = pipeline.labels(request)
     return Samples(torch.cat(parts, dim=2), labels, pipeline.prompts(request) if pipeline.takes_prompts else ())
+
+
+def check_room(pipeline: Pipeline, request: Request) -> None:
+    """Nothing, if all that a request makes fits in the memory that is free.
+
+    Raises:
+        InputError: it does not; one line.
+    """
+    named = request.prompts or request.classes or pipeline.class_names or ("",)
+    size = request.size or pipeline.size
+    frames = request.frames or pipeline.shape[1] if len(pipeline.shape) == 4 else 1
+    count = len(named) * request.count
+    needed = _COPIES * torch.float32.itemsize * count * pipeline.shape[0] * frames * math.prod(size)
+    free = machine.available(torch.device("cpu"))
+    if needed > free:
+        each = f"{frames} frames of {size[0]}×{size[1]}" if frames > 1 else f"{size[0]}×{size[1]}"
+        raise InputError(
+            f"{count} of {each} take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} are free; ask for fewer "
+            "at once, or for smaller or shorter ones."
+        )
 
 
 def window_seed(seed: int, window: int) -> int:

@@ -79,7 +79,7 @@ def crowded(monkeypatch):
     """A machine on which the digits' network is too big, and a rehearsal that must not be begun."""
     monkeypatch.setattr(probe, "in_a_child", lambda *asked: pytest.fail("rehearsed"))
     monkeypatch.setattr("rectiflow.plan.plan._LITTLE", 0)
-    monkeypatch.setattr("rectiflow.plan.machine.available", lambda device: 10**6)
+    monkeypatch.setattr("rectiflow.base.machine.available", lambda device: 10**6)
 
 
 def test_what_is_too_big_for_here_is_told_from_shapes_of_a_gpu(crowded, capsys):
@@ -95,7 +95,7 @@ def test_what_is_too_big_for_here_is_told_from_shapes_of_a_gpu(crowded, capsys):
 
 
 def test_what_would_take_an_hour_is_told_from_shapes(crowded, monkeypatch):
-    monkeypatch.setattr("rectiflow.plan.machine.available", lambda device: 10**12)
+    monkeypatch.setattr("rectiflow.base.machine.available", lambda device: 10**12)
     monkeypatch.setattr("rectiflow.training.watch.matrix_rate", lambda device, precision: 1e6)
     found = plan(resolve("digits", settings=["network.depth=1"]), ["h100"])
     assert "a step of 16 samples would take" in found.why

@@ -9,12 +9,12 @@ from torch import nn
 from rectiflow.autoencoders.build import build_autoencoder
 from rectiflow.autoencoders.config import fitted
 from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.base import machine
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import InMemory
 from rectiflow.data.sets import open_set
 from rectiflow.networks.build import build
-from rectiflow.plan import machine
 from rectiflow.plan.counted import counted
 from rectiflow.plan.line import Line
 from rectiflow.plan.outlined import most_parameters, outline

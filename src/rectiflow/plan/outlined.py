@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.base import machine
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.networks.config import TransformerConfig
-from rectiflow.plan import machine
 from rectiflow.plan.counted import Counted, counted
 from rectiflow.plan.estimate import state
 from rectiflow.plan.forecast import counts

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from rectiflow.base import machine
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
-from rectiflow.plan import machine
 from rectiflow.plan.estimate import Estimate, check_assumptions, estimate, estimate_shapes, shares
 from rectiflow.plan.forecast import Forecast, forecast
 from rectiflow.plan.gpus import Gpu, gpu

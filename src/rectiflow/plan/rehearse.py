@@ -13,7 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from rectiflow.plan import clock, machine
+from rectiflow.base import machine
+from rectiflow.plan import clock
 from rectiflow.plan.between import held_out_event, preview_event
 from rectiflow.plan.measured import Asked, Cost, Event, Rehearsed, Window
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig

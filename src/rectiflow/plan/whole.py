@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rectiflow import workflow
 from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.base import machine
 from rectiflow.data.images import Images, ImageSet
 from rectiflow.data.latents import open_latents, read_manifest
 from rectiflow.evaluation import memory, report
@@ -20,7 +21,7 @@ from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.features import Features, SmallEncoder, features
 from rectiflow.evaluation.scores import drawn
 from rectiflow.pipeline import Pipeline
-from rectiflow.plan import clock, machine
+from rectiflow.plan import clock
 from rectiflow.plan.clock import replaced
 from rectiflow.plan.measured import Between, Cost
 from rectiflow.plan.rehearse import Notebook, rehearsed_fit

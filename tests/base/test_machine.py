@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from rectiflow.plan import machine
+from rectiflow.base import machine
 
 
 def test_what_a_container_allows_is_the_least_of_its_groups(tmp_path):
@@ -35,7 +35,7 @@ def test_nobody_bounds_what_has_no_groups(tmp_path):
 
 PEAKS = """
 import torch
-from rectiflow.plan import machine
+from rectiflow.base import machine
 cpu = torch.device("cpu")
 machine.forget_peak(cpu)
 before = machine.peak(cpu)

@@ -157,15 +157,23 @@ def test_one_time_for_the_batch_equals_a_time_for_each(modulation, classes):
     assert torch.allclose(network(x, one), network(x, one.clone()), atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [16, 200])
-def test_attention_in_bfloat16_is_torchs_with_its_gradients(tokens):
-    """Few tokens go another way in training; it must be the same map, to bfloat16's rounding."""
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tokens", [16, 200, 600])
+def test_attention_in_bfloat16_is_torchs_with_its_gradients(tokens, masked):
+    """Up to 512 tokens go another way in training, under autocast too; it must be the same map, to bfloat16's rounding."""
     query, key, value = (Key(0, name).normal(torch.arange(2), (3, tokens, 8)) for name in "qkv")
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2]]) if masked else None
     results = []
-    for dtype, attention in ((torch.float64, F.scaled_dot_product_attention), (torch.bfloat16, attend)):
+    for dtype in (torch.float64, torch.bfloat16):
         given = [x.to(dtype).requires_grad_() for x in (query, key, value)]
-        out = attention(*given)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = attend(*given, mask)
+        assert out.dtype == dtype
         (out.double() * query.double()).sum().backward()
         results.append([out.detach().double(), *(x.grad.double() for x in given)])
+    exactly = F.scaled_dot_product_attention(
+        *(x.double() for x in (query, key, value)), None if mask is None else mask[:, None, None]
+    )
+    assert torch.equal(results[0][0], exactly)
     for exact, found in zip(*results, strict=True):
         assert float((exact - found).abs().max()) < 0.03 * float(exact.abs().max())

@@ -160,7 +160,7 @@ def test_one_time_for_the_batch_equals_a_time_for_each(modulation, classes):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tokens", [16, 200, 600])
 def test_attention_in_bfloat16_is_torchs_with_its_gradients(tokens, masked):
-    """Up to 512 tokens go another way in training, under autocast too; it must be the same map, to bfloat16's rounding."""
+    """Few tokens go another way in training, under autocast too; it must be the same map, to bfloat16's rounding."""
     query, key, value = (Key(0, name).normal(torch.arange(2), (3, tokens, 8)) for name in "qkv")
     mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2]]) if masked else None
     results = []

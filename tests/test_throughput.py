@@ -102,7 +102,7 @@ def test_utilisation_is_the_products_time_over_the_steps():
     assert told["utilisation_by_linear_maps"] == pytest.approx(by_linear_maps, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mmdit", "video"])
+@pytest.mark.parametrize("name", list(networks.SUBJECTS))
 def test_peers_do_about_the_same_work(name):
     subject = networks.SUBJECTS[name]
     flops = {}
@@ -118,8 +118,37 @@ def test_only_diffusers_has_a_default_and_only_convolutions_a_format():
     ours, theirs = (sides.settings_of(owner, False, bfloat16=True) for owner in sides.OWNERS)
     assert theirs == [sides.DEFAULT, *ours]
     assert [each.words for each in theirs] == ["default", "fp32", "fp32 compiled", "bf16", "bf16 compiled"]
+    assert sides.settings_of("rectiflow", False, bfloat16=True, written=True) == ours
+    more = sides.settings_of("diffusers", False, bfloat16=True, written=True)[len(theirs) :]
+    assert [each.words for each in more] == ["bf16 attention as written", "bf16 compiled attention as written"]
     formats = sides.settings_of("rectiflow", True, bfloat16=False)
     assert [each.words for each in formats][-2:] == ["fp32 channels_last", "fp32 compiled channels_last"]
+
+
+@pytest.mark.parametrize("name", ["dit", "unet"])
+def test_attention_as_written_is_the_same_map(name):
+    subject = networks.SUBJECTS[name]
+    torch.manual_seed(0)
+    network, data = subject.make("diffusers"), subject.data(0, 2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    fused = network(data[0], torch.tensor([0.2, 0.7]), data[1])
+    before = {type(part.processor) for part in network.modules() if isinstance(part, sides.Attention)}
+    sides.prepared(network, "diffusers", sides.Setting(written=True))
+    after = {type(part.processor) for part in network.modules() if isinstance(part, sides.Attention)}
+    assert (len(before), after) == (1, {sides.AttnProcessor})
+    assert sides.AttnProcessor not in before
+    assert torch.allclose(network(data[0], torch.tensor([0.2, 0.7]), data[1]), fused, atol=1e-4)
+
+
+def test_a_peer_in_training_leaves_out_no_labels():
+    """diffusers' transformer would leave out a tenth, anew in each block, in held-out checks too."""
+    subject = networks.SUBJECTS["dit"]
+    network, data = subject.make("diffusers"), subject.data(0, 64)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    t = torch.full((64,), 0.5)
+    assert torch.equal(network.train()(data[0], t, data[1]), network.train()(data[0], t, data[1]))
 
 
 class Told:

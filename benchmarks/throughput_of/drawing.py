@@ -42,11 +42,12 @@ def ours(network: nn.Module, setting: Setting, z: Tensor, labels: Tensor) -> Non
 
 
 def theirs(network: nn.Module, setting: Setting, z: Tensor, labels: Tensor) -> None:
-    """Their DDIM scheduler, as their DiT pipeline does it."""
-    scheduler, count = DDIMScheduler(), len(z)
+    """Their DDIM scheduler, as their DiT pipeline does it; states are of the network's own precision."""
+    scheduler, count = DDIMScheduler(clip_sample=False), len(z)
     scheduler.set_timesteps(STEPS)
     classes = torch.cat([labels, torch.full_like(labels, -1)])
-    x = z.contiguous(memory_format=torch.channels_last) if setting.channels_last else z
+    x = z.to(next(network.parameters()).dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if setting.channels_last else x
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=setting.bfloat16):
         for t in scheduler.timesteps:
             noise = network(torch.cat([x, x]), (t / 1000).expand(2 * count), Condition(classes))
@@ -70,6 +71,12 @@ def calls_of(kind: str, count: int) -> dict[str, Callable[[], None]]:
             # Optimisers say nothing here: plain float32 is what diffusers' pipeline does by itself.
             words = "default" if owner == "diffusers" and setting == Setting() else setting.words
             calls[f"{owner} {words}"] = partial(way, network, setting, z, labels)
+    if low:  # as `torch_dtype=torch.bfloat16` loads their models: weights and all that is computed
+        for compiled in (False, True):
+            network = subject.make("diffusers").eval().requires_grad_(False).to(torch.bfloat16)
+            prepared(network, "diffusers", Setting(compiled=compiled))
+            name = "bf16 weights compiled" if compiled else "bf16 weights"
+            calls[f"diffusers {name}"] = partial(theirs, network, Setting(), z, labels)
     return calls
 
 

@@ -34,6 +34,7 @@ class Subject:
         theirs: makes the other one.
         batch: samples in a step.
         convolutions: whether it is made of them.
+        written: whether their attention can be set to be as written, which does as ours in bfloat16.
         learns: whether it is trained on pictures, so that losses mean something; else on noise.
         aims: ratios that are aimed at.
     """
@@ -44,6 +45,7 @@ class Subject:
     theirs: Callable[[], nn.Module]
     batch: int = 32
     convolutions: bool = False
+    written: bool = False
     learns: bool = False
     aims: tuple[str, ...] = ()
 
@@ -72,7 +74,8 @@ def pictures(shape: tuple[int, ...], index: Tensor) -> Data:
 
 
 DIT = DiTConfig(channels=4, classes=CLASSES, patch=2, width=256, depth=6, heads=8)
-UNET = UNetConfig(channels=3, classes=CLASSES, width=32, multipliers=(1, 2, 4, 5))
+# Theirs has two blocks a level on the way down and three on the way up; three on each make about as many FLOPs.
+UNET = UNetConfig(channels=3, classes=CLASSES, width=64, multipliers=(1, 2, 2), blocks=3, attention=(2,), heads=4)
 WIDE = {"classes": 0, "patch": 2, "width": 256, "depth": 6, "heads": 4, "texts": CAPTIONS}
 LATENTS, CLIPS = (16, 16, 16), (16, 5, 16, 16)
 SUBJECTS = {
@@ -81,15 +84,17 @@ SUBJECTS = {
         (4, 16, 16),
         DIT,
         PeerDiT,
+        written=True,
         learns=True,
         aims=("to_default", "to_best"),
     ),
     "unet": Subject(
-        "U-Net, 3×32×32",
+        "U-Net, widths 64, 128, 128, attention at 16×16, 3×32×32",
         (3, 32, 32),
         UNET,
         PeerUNet,
         convolutions=True,
+        written=True,
         learns=True,
         aims=("to_default", "to_best"),
     ),
@@ -136,11 +141,12 @@ def training(name: str, rounds: int, seconds: float) -> Result:
     begun_to_compile()
     subject = SUBJECTS[name]
     data = subject.data(0, 2048 if subject.learns else 2 * subject.batch)
+    settings = {owner: settings_of(owner, subject.convolutions, written=subject.written) for owner in OWNERS}
     sides = [
         Side(owner, lambda owner=owner: subject.make(owner), setting, data, subject.batch)
-        for setting in settings_of("diffusers", subject.convolutions)
+        for setting in settings["diffusers"]
         for owner in OWNERS
-        if setting in settings_of(owner, subject.convolutions)
+        if setting in settings[owner]
     ]
     facts = {side.owner: side.facts() for side in sides if side.setting == Setting()}
     alternate(sides, rounds)

@@ -2,10 +2,11 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from rectiflow.base.condition import Condition
@@ -30,12 +31,15 @@ class Setting:
         compiled: ours block by block, as `compile=true` does; diffusers' as a whole, which gives its compiler most.
         channels_last: ours the kernels, as `channels_last=true` does; diffusers' the network and its pictures.
         fused: whether AdamW is torch's fused one, or as torch makes it if nothing is said.
+        written: whether their attention is their `AttnProcessor`, products and a softmax as ours is in bfloat16 on
+            a CPU, in place of torch's fused one, whose backward pass is slow there.
     """
 
     bfloat16: bool = False
     compiled: bool = False
     channels_last: bool = False
     fused: bool = True
+    written: bool = False
 
     @property
     def words(self) -> str:
@@ -43,6 +47,7 @@ class Setting:
             return "default"
         names = ["bf16" if self.bfloat16 else "fp32"]
         names += [name for name in ("compiled", "channels_last") if getattr(self, name)]
+        names += ["attention as written"] if self.written else []
         return " ".join(names if self.fused else [*names, "plain AdamW"])
 
 
@@ -54,13 +59,23 @@ def has_bfloat16() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX", "SVE"))
 
 
-def settings_of(owner: str, convolutions: bool, bfloat16: bool | None = None) -> list[Setting]:
-    """What might be fastest on this machine; of diffusers its default too."""
+def settings_of(owner: str, convolutions: bool, bfloat16: bool | None = None, written: bool = False) -> list[Setting]:
+    """What might be fastest on this machine; of diffusers its default too.
+
+    Args:
+        owner: of `OWNERS`.
+        convolutions: whether the network is made of them.
+        bfloat16: whether this machine computes in it; None asks the machine.
+        written: whether the attention of diffusers' network can be set to be as written.
+    """
     precisions = [False, True] if (has_bfloat16() if bfloat16 is None else bfloat16) else [False]
     found = [Setting(bfloat16=low, compiled=compiled) for low in precisions for compiled in (False, True)]
     if convolutions:
         found += [Setting(precisions[-1], compiled, True) for compiled in (False, True)]
-    return [DEFAULT, *found] if owner == "diffusers" else found
+    if owner != "diffusers":
+        return found
+    more = [replace(setting, written=True) for setting in found if setting.bfloat16 and written]
+    return [DEFAULT, *found, *more]
 
 
 def prepared(network: nn.Module, owner: str, setting: Setting) -> None:
@@ -69,6 +84,10 @@ def prepared(network: nn.Module, owner: str, setting: Setting) -> None:
         switches = {"compile": setting.compiled, "channels_last": setting.channels_last}
         apply_switches(network, digits().model_copy(update=switches))
         return
+    if setting.written:
+        for part in network.modules():
+            if isinstance(part, Attention):
+                part.set_processor(AttnProcessor())
     if setting.channels_last:
         network.to(memory_format=torch.channels_last)
     if setting.compiled:
@@ -161,8 +180,11 @@ class Side:
         self.rates.append(self.steps_a_turn * self.batch / (self.spent - before))
 
     def held_out(self, data: Data) -> float:
+        self.network.eval()
         with torch.no_grad():
-            return float(self.loss(data, self.drawn(len(data[0]), "held out", 0)))
+            loss = float(self.loss(data, self.drawn(len(data[0]), "held out", 0)))
+        self.network.train()
+        return loss
 
     def facts(self) -> dict[str, object]:
         """Size and work of a network that is not compiled."""

@@ -67,6 +67,9 @@ def utilisation(rounds: int) -> Result:
         for compiled in (False, True)
         for owner in OWNERS
     ]
+    if low:
+        written = [Setting(low, compiled, written=True) for compiled in (False, True)]
+        sides += [Side("diffusers", makes["diffusers"], setting, data, BATCH, steps_a_turn=1) for setting in written]
     rates = {}
     for side in sides[: len(OWNERS)]:
         found = seen(lambda side=side: side.loss(side.batch_of(0), side.drawn(BATCH, "train", 0)))

@@ -19,6 +19,23 @@ def test_what_a_container_allows_is_the_least_of_its_groups(tmp_path):
     assert min(machine._allowances(own, tmp_path)) == 50
 
 
+def test_pages_of_files_that_a_group_holds_are_free(tmp_path):
+    """A container that has read its data for long is at its limit, and nothing is short."""
+    own = tmp_path / "cgroup"
+    own.write_text("0::/\n")
+    for name, text in (
+        ("memory.max", "1000"),
+        ("memory.current", "990"),
+        ("memory.stat", "anon 300\ninactive_file 500\nactive_file 100\nslab 90\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert min(machine._allowances(own, tmp_path)) == 610
+    (tmp_path / "memory.stat").write_text("inactive_file 10\ntotal_inactive_file 200\ntotal_active_file 0\n")
+    assert min(machine._allowances(own, tmp_path)) == 210
+    (tmp_path / "memory.stat").write_text("inactive_file 5000\n")
+    assert min(machine._allowances(own, tmp_path)) == 1000
+
+
 def test_groups_of_version_1_are_read_too(tmp_path):
     own = tmp_path / "cgroup"
     own.write_text("5:cpu:/job\n4:memory:/job\n")

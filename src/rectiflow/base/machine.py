@@ -41,8 +41,19 @@ def _allowances(own: Path, root: Path) -> list[int]:
         for folder in (base, *(each for each in (group, *group.parents) if base in each.parents)):
             limit, usage = (_number(folder / name) for name in names)
             if limit is not None and usage is not None and limit < _UNLIMITED:
-                found.append(max(0, limit - usage))
+                found.append(min(limit, max(0, limit - usage + _pages_of_files(folder / "memory.stat"))))
     return found
+
+
+def _pages_of_files(stat: Path) -> int:
+    """What a group holds of files for want of better use, and gives up when memory is asked for."""
+    try:
+        lines = [line.split() for line in stat.read_text().splitlines()]
+    except OSError:
+        return 0
+    held = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+    before = "total_" if "total_inactive_file" in held else ""  # version 1: with the groups below
+    return sum(held.get(f"{before}{kind}_file", 0) for kind in ("inactive", "active"))
 
 
 def _number(path: Path) -> int | None:

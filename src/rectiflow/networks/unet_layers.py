@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rectiflow.networks.layers import attend
 from rectiflow.networks.text import TextAttention, Words
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -45,7 +46,7 @@ class PixelAttention(nn.Module):
         batch, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # a view if channels-last
         qkv = self.qkv(tokens).reshape(batch, -1, 3, self.heads, channels // self.heads)
-        attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+        attended = attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
         out = self.out(attended.transpose(1, 2).reshape(batch, height, width, channels))
         return x + out.permute(0, 3, 1, 2)
 

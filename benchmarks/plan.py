@@ -7,7 +7,6 @@ whole is kept in `results/plan.json`, after each recipe.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ import torch
 
 import common
 from rectiflow.data.sets import write_set
-from rectiflow.plan.child import parsed
 from rectiflow.plan.plan import plan
 from rectiflow.recipes.registry import RECIPES
 from rectiflow.training.config import EveryConfig, TrainingConfig
 from rectiflow.training.generator_config import RunConfig
 
+CHILD = Path(__file__).parent / "plan_child.py"
 PICTURES, CLIPS = 320, 64  # of a folder, to train on; and held out
 # Steps of the run, and of the autoencoders before it: one to two minutes of training on two cores.
 STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "clips": 40, "video": 24, "latent-256": 8}
@@ -62,25 +61,14 @@ def short(recipe: str, folder: Path) -> TrainingConfig:
     return config.model_copy(update={"latent": config.latent.model_copy(update=stages)})
 
 
-def train(asked: Path, run: Path) -> None:
-    """Train, in a process of its own, and say what that took beside wall time."""
-    from rich.console import Console
-
-    from rectiflow.workflow import run as train_all
-
-    train_all(parsed(json.loads(asked.read_text())), run, Console(quiet=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"cpu_seconds": time.process_time(), "peak_bytes": peak}), flush=True)
-
-
 def measured(config: TrainingConfig, folder: Path) -> dict[str, float]:
-    """Train a run and measure it from outside."""
+    """Train a run, by a process that imports no more than a run does, and measure it."""
     asked, run = folder / "asked.json", folder / "run"
     asked.write_text(json.dumps(config.model_dump(mode="json")))
     own = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, "--train", str(asked), str(run)],
+        [sys.executable, str(CHILD), str(asked), str(run)],
         env={**os.environ, **own},
         stdout=subprocess.PIPE,
         text=True,
@@ -131,7 +119,4 @@ def main(recipes: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--train"]:
-        train(Path(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        main(sys.argv[1:])
+    main(sys.argv[1:])

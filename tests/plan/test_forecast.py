@@ -2,6 +2,7 @@
 
 import pytest
 
+from rectiflow.plan import clock
 from rectiflow.plan.forecast import counts, forecast, stage_forecast
 from rectiflow.plan.line import Line
 from rectiflow.plan.measured import Between, Cost, Rehearsal
@@ -116,3 +117,10 @@ def test_a_line_through_points():
     falling = Line.through([(1, 5.0), (3, 1.0)])
     assert (falling.slope, falling.at(100)) == (0.0, 3.0)
     assert Line.through([(8, 2.0)]).where(3.0) == float("inf")
+
+
+def test_one_of_two_steps_that_was_held_up_does_not_count_whole():
+    """Two steps of a kind are all that is asked for, and the first of them may have compiled."""
+    slow, usual = Cost(wall=40.0, cpu=20.0), Cost(wall=0.5, cpu=1.0)
+    assert clock.mean([slow, usual]) == Cost(wall=(4 * 0.5 + 0.5) / 2, cpu=(4 * 1.0 + 1.0) / 2)
+    assert clock.mean([usual, usual, slow]).wall == pytest.approx((0.5 + 0.5 + 2.0) / 3)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median_low
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ def cost_of(call: Callable[[], object], device: torch.device | None = None) -> C
 
 
 def mean(costs: list[Cost]) -> Cost:
-    """Of some that are alike; what is far above the median counts as a multiple of it."""
-    bounds = {name: _FAR * median(getattr(cost, name) for cost in costs) for name in ("wall", "cpu")}
+    """Of some that are alike; what is far above the median, the lower one of two, counts as a multiple of it."""
+    bounds = {name: _FAR * median_low(getattr(cost, name) for cost in costs) for name in ("wall", "cpu")}
     return Cost(**{name: fmean(min(getattr(cost, name), most) for cost in costs) for name, most in bounds.items()})
 
 

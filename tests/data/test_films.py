@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rectiflow.data import film_frames
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Unusable
 from rectiflow.data.film_frames import Frame, frames_of, taken
@@ -181,6 +183,30 @@ def test_all_frames_have_one_crop_and_the_sizes_of_pictures(tmp_path):
     for number, frame in zip(range(5), frames_of(path), strict=False):
         frame.image().save(tmp_path / "frame.png")
         assert np.array_equal(clip[:, number], decode(tmp_path / "frame.png", config, (20, 20), False, place))
+
+
+@pytest.mark.parametrize(
+    ("aspect", "kept"), [(None, True), (Fraction(16), True), (Fraction(17), False), (Fraction(1, 2**20), False)]
+)
+def test_pixels_of_an_absurd_shape_are_refused_before_they_are_made_square(tmp_path, aspect, kept):
+    """A container may say anything: 64 pixels a million times as wide as high would be gigabytes."""
+    av = film_frames.load_av()
+    with av.open(str(write_film(tmp_path / "x.mp4", even(2)))) as container:
+        frame = next(container.decode(video=0))
+    colours = av.video.reformatter.VideoReformatter()
+    if kept:
+        width = film_frames._frame(frame, 0.0, aspect, colours).image().width
+        assert width == frame.width * (aspect or 1)
+    else:
+        with pytest.raises(Unusable, match="times as wide as high"):
+            film_frames._frame(frame, 0.0, aspect, colours)
+
+
+def test_a_file_that_names_others_is_no_film(tmp_path):
+    write_film(tmp_path / "film.mp4", even(4))
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile film.mp4\n")
+    with pytest.raises(Unusable, match="damaged"):
+        list(frames_of(tmp_path / "list.mp4"))
 
 
 def test_a_film_that_has_become_shorter(tmp_path):

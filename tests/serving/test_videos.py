@@ -203,7 +203,7 @@ def test_what_is_no_film_cannot_go_on(client):
             client.videos.extend(prompt="left", seconds="0.5", video=io.BytesIO(content))
 
 
-@pytest.mark.parametrize("longest", ["_LONGEST", "_LARGEST"])
+@pytest.mark.parametrize("longest", ["_LONGEST", "_LARGEST", "_MOST"])
 def test_a_film_that_is_too_much_is_refused_before_it_is_read_whole(client, monkeypatch, longest):
     module = asked_extension if longest == "_LONGEST" else given
     monkeypatch.setattr(module, longest, 8)

@@ -19,6 +19,8 @@ from rectiflow.data.decode import Unusable, opened
 FILMS = frozenset({".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi"})
 ANIMATED = frozenset({".gif", ".webp"})
 DAMAGED = "truncated or damaged"
+_READERS = "mov,matroska,avi"  # of FILMS; others open further files and addresses that a file names
+_ODD = 16  # pixels wider or higher than this are no film's
 _CLOSE = 1e-6
 _BACK = (0.0, 2.0, 10.0)
 _USUAL = 0.1  # seconds that a frame lasts whose file says 0, as browsers have it
@@ -176,7 +178,8 @@ def _of_film(path: Path, since: float) -> Iterator[Frame]:
 def _film(path: Path) -> Iterator[tuple[Any, Any]]:
     """A film, and its stream of pictures."""
     av = load_av()
-    with av.open(str(path), metadata_errors="replace") as container:
+    readers = {"format_whitelist": _READERS}
+    with av.open(str(path), metadata_errors="replace", container_options=readers) as container:
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
@@ -226,6 +229,8 @@ def _decoded(
 
 def _frame(frame: Any, time: float, aspect: Any, colours: Any) -> Frame:
     turn = _turn(frame)
+    if aspect and not 1 / _ODD <= aspect <= _ODD:
+        raise Unusable(f"its pixels are {float(aspect):g} times as wide as high")
 
     def image() -> Image.Image:
         kind = "gray" if frame.format.name.startswith("gray") else "rgb24"

@@ -1,7 +1,10 @@
 """Pictures that a user gives as conditions, out of files."""
 
+from collections import deque
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +19,11 @@ from rectiflow.data.decode import Unusable, decode, fit, flatten
 from rectiflow.data.images import to_float
 from rectiflow.data.survey import EXTENSIONS
 
+if TYPE_CHECKING:
+    from rectiflow.data.film_frames import Frame
+
 _PLAIN, _CENTRE = DataConfig(set="folder"), (0.5, 0.5, 1.0)
-_LARGEST = 2**23  # pixels of a frame of a film that is read whole
+_LARGEST, _MOST = 2**23, 2**31  # pixels of a frame, and of all frames, of a film that is read whole
 
 
 def read_given(path: Path, config: PictureConfig, shape: tuple[int, ...]) -> tuple[Tensor, tuple[str, ...]]:
@@ -85,30 +91,42 @@ def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
     return to_float(torch.from_numpy(clip))[None]
 
 
-def read_film(path: Path, channels: int, size: tuple[int, int], most: int) -> tuple[Tensor, float]:
-    """All frames of a film, uint8 T×H×W×C, as they follow each other, and how many come in a second.
+class Ending(NamedTuple):
+    """How a film ends.
+
+    Attributes:
+        frames: its last ones, uint8 T×H×W×C.
+        count: frames of the whole film.
+        rate: frames a second.
+    """
+
+    frames: Tensor
+    count: int
+    rate: float
+
+
+def read_film(path: Path, channels: int, size: tuple[int, int], most: int, last: int | None = None) -> Ending:
+    """The last frames of a film as they follow each other; no more than these are held.
 
     Args:
         path: where it lies.
         channels: C.
         size: H, W, which the frames are resized to cover and cropped to.
-        most: T; no more are decoded.
+        most: frames of a film; no more are decoded.
+        last: frames to keep; None is all.
 
     Raises:
         InputError: no film, more frames than `most`, or too large ones; one line.
     """
-    from rectiflow.data.film_frames import check_there, frames_of
-
-    clip, times = list[Tensor](), list[float]()
+    clip, times, pixels = deque[Tensor](maxlen=last), list[float](), 0
     try:
-        check_there(path)
-        for frame in frames_of(path):
-            if len(clip) == most:
-                raise InputError(f"the film has more than {most} frames; cut it.")
+        for frame in _frames(path, most):
             image = flatten(frame.image(), channels == 1, _PLAIN.background)
-            if image.width * image.height > _LARGEST:
+            pixels += image.width * image.height
+            if image.width * image.height > _LARGEST or pixels > _MOST:
                 raise InputError(
-                    f"the film is {image.width}×{image.height}; expected at most {_LARGEST:,} pixels a frame."
+                    f"the film is {image.width}×{image.height}; expected at most {_LARGEST:,} pixels a frame, and "
+                    f"{_MOST:,} in all."
                 )
             clip.append(torch.from_numpy(np.array(fit(image, _PLAIN, size, _CENTRE))))
             times.append(frame.time)
@@ -116,7 +134,18 @@ def read_film(path: Path, channels: int, size: tuple[int, int], most: int) -> tu
         raise InputError(f"{problem}; expected a film, such as an mp4 file.") from problem
     if len(times) < 2 or times[-1] <= times[0]:
         raise InputError(f"{len(times)} frames in it; expected a film of two at least.")
-    return torch.stack(clip).permute(0, 2, 3, 1), (len(times) - 1) / (times[-1] - times[0])
+    frames = torch.stack(list(clip)).permute(0, 2, 3, 1)
+    return Ending(frames, len(times), (len(times) - 1) / (times[-1] - times[0]))
+
+
+def _frames(path: Path, most: int) -> "Iterator[Frame]":
+    from rectiflow.data.film_frames import check_there, frames_of
+
+    check_there(path)
+    for number, frame in enumerate(frames_of(path)):
+        if number == most:
+            raise InputError(f"the film has more than {most} frames; cut it.")
+        yield frame
 
 
 def _plain(file: Path, size: tuple[int, int], grey: bool) -> Tensor:

@@ -85,15 +85,16 @@ def extension_of(served: Served, fields: AskedExtension, film: bytes) -> Wanted:
     shared = fields.model_dump(exclude={"video", "seconds", "frames"})
     request = request_of(served, Asked(**shared), most)
     size = request.size or served.pipeline.size
-    held = min(_LONGEST, served.limits.film_bytes // (served.pipeline.shape[0] * size[0] * size[1]))
-    before, rate = naming("video", lambda: read_frames(film, served.pipeline.shape[0], size, held))
+    channels = served.pipeline.shape[0]
+    held = min(_LONGEST, served.limits.film_bytes // (channels * size[0] * size[1]))
+    ending, count, rate = naming("video", lambda: read_frames(film, channels, size, held, OVERLAP))
     check_rate(rate, "video")
-    overlap = min(OVERLAP, most - STRIDE, 1 + (before.shape[1] - 1) // STRIDE * STRIDE)
+    overlap = min(OVERLAP, most - STRIDE, 1 + (count - 1) // STRIDE * STRIDE)
     new = _new_frames(fields, most - overlap, rate)
-    end = to_float(before[:, -overlap:].permute(0, 4, 1, 2, 3))
+    end = to_float(ending[:, -overlap:].permute(0, 4, 1, 2, 3))
     request = replace(request, frames=overlap + new, first=end)
     naming("video", lambda: served.pipeline.labels(request))
-    return Wanted(request, rate, before.shape[1] + new, film)
+    return Wanted(request, rate, count + new, film)
 
 
 def _new_frames(fields: AskedExtension, most: int, rate: float) -> int:

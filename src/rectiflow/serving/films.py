@@ -84,6 +84,11 @@ class Film:
         """Of its files, in bytes."""
         return sum(map(len, self.files.values()))
 
+    def let_go(self) -> None:
+        """Of what it was made from, which nobody needs any more."""
+        request = replace(self.wanted.request, first=None, last=None)
+        self.wanted = replace(self.wanted, request=request, before=b"")
+
     def told(self, served: Served) -> dict[str, Any]:
         """The `Video` of OpenAI's clients, with its settings beside."""
         asked, error = self.wanted.request, self.error
@@ -197,7 +202,7 @@ class Films:
         """An event, on the thread of a lane, which must not wait for a film to be written."""
         if isinstance(event, Failed):
             film.error, film.completed = refusal_of(event.error), time.time()
-            film.wanted = replace(film.wanted, before=b"")
+            film.let_go()
         elif isinstance(event, Finished) and not film.forgotten:
             with self._lock:
                 self._writing += 1
@@ -217,7 +222,7 @@ class Films:
         with self._lock:
             self._writing -= 1
             film.completed, film.files = time.time(), files
-            film.wanted = replace(film.wanted, before=b"")  # nobody needs it any more
+            film.let_go()
         self._forget_old()
 
 
@@ -225,7 +230,7 @@ def _files(served: Served, wanted: Wanted, pixels: Tensor) -> dict[str, bytes]:
     """What there is to fetch of one clip, uint8 1×T×H×W×C."""
     words = about(served, wanted.request, 0, wanted.rate) | {"frames": wanted.length}
     if wanted.before:
-        before, _ = read_frames(wanted.before, pixels.shape[-1], (pixels.shape[2], pixels.shape[3]), wanted.length)
+        before, _, _ = read_frames(wanted.before, pixels.shape[-1], (pixels.shape[2], pixels.shape[3]), wanted.length)
         pixels = torch.cat([before, pixels[:, before.shape[1] - wanted.length :]], dim=1)
     with TemporaryDirectory(prefix="rectiflow-") as folder:
         path = Path(folder, "clip.mp4")

@@ -63,13 +63,15 @@ def middle_frame(pixels: Tensor) -> Tensor:
     return pixels[:, pixels.shape[1] // 2] if pixels.dim() == 5 else pixels
 
 
-def read_frames(content: bytes, channels: int, size: tuple[int, int], most: int) -> tuple[Tensor, float]:
-    """A film file as a clip, uint8 1×T×H×W×C, T up to `most`, and its frames a second; see `read_film`."""
+def read_frames(
+    content: bytes, channels: int, size: tuple[int, int], most: int, last: int | None = None
+) -> tuple[Tensor, int, float]:
+    """Of a film file the last frames, uint8 1×t×H×W×C, the number of all, and how many in a second; see `read_film`."""
     with TemporaryDirectory(prefix="rectiflow-") as folder:
         path = Path(folder, "film.mp4")
         path.write_bytes(content)
-        clip, rate = read_film(path, channels, size, most)
-    return clip[None], rate
+        ending = read_film(path, channels, size, most, last)
+    return ending.frames[None], ending.count, ending.rate
 
 
 def read_frame(content: bytes, channels: int, size: tuple[int, int]) -> Tensor:

@@ -1,7 +1,9 @@
 """`/v1/videos` as OpenAI's clients know it: jobs that are asked for, asked after, fetched and deleted."""
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any, final
 
 from fastapi import APIRouter
@@ -19,6 +21,7 @@ from rectiflow.serving.guard import METHODS, refusal_response, wrong_method
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Served, within
 
+_LOG = logging.getLogger(__name__)
 _POLL = {"openai-poll-after-ms": "500"}  # OpenAI's clients ask again after so long
 _PAGE, _LONGEST_PAGE = 20, 100
 _ENDINGS = {"video": "mp4", "thumbnail": "webp", "spritesheet": "png"}
@@ -35,6 +38,7 @@ class VideoApi:
 
     def __init__(self, engine: Engine, served: Served) -> None:
         self.served, self.films = served, Films(engine, served)
+        self._reading = asyncio.Semaphore(1)  # films are decoded one at a time
         self.router = APIRouter()
         add = self.router.add_api_route
         first, longer = AskedVideo.model_json_schema(), AskedExtension.model_json_schema()
@@ -49,31 +53,38 @@ class VideoApi:
 
     async def create(self, request: Request) -> Response:
         """A job for a body."""
-        try:
-            check_makes_clips(self.served)
-            values, pictures = await fields_and_pictures(request, self.served.limits, PICTURES, NUMBERS)
-            film = await asyncio.to_thread(self._start, values, pictures)
-            return JSONResponse(film.told(self.served), headers=_POLL)
-        except ClientDisconnect:
-            return Response(status_code=499)
-        except Exception as error:
-            return refusal_response(refusal_of(error))
+        return await self._begun(lambda: self._created(request))
 
     async def extend(self, request: Request) -> Response:
         """A job for what follows a finished film; its own film is of both."""
+        return await self._begun(lambda: self._extended(request))
+
+    async def _begun(self, begin: Callable[[], Awaitable[Film]]) -> Response:
+        """A job that has begun, or why there is none."""
         try:
             check_makes_clips(self.served)
-            limits, files = self.served.limits, dict[str, bytes]()
-            if kind_of(request) == "application/json":  # in which a film can be named alone
-                values = await json_body(request, limits)
-            else:
-                values, files = await fields_and_pictures(request, limits, ("video",), NUMBERS)
-            film = await asyncio.to_thread(self._extend, values, files.get("video", b""))
-            return JSONResponse(film.told(self.served), headers=_POLL)
+            film = await begin()
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception as error:
-            return refusal_response(refusal_of(error))
+            refusal = refusal_of(error)
+            if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                _LOG.exception("a job could not begin")
+            return refusal_response(refusal)
+        return JSONResponse(film.told(self.served), headers=_POLL)
+
+    async def _created(self, request: Request) -> Film:
+        values, pictures = await fields_and_pictures(request, self.served.limits, PICTURES, NUMBERS)
+        return await asyncio.to_thread(self._start, values, pictures)
+
+    async def _extended(self, request: Request) -> Film:
+        limits, files = self.served.limits, dict[str, bytes]()
+        if kind_of(request) == "application/json":  # in which a film can be named alone
+            values = await json_body(request, limits)
+        else:
+            values, files = await fields_and_pictures(request, limits, ("video",), NUMBERS)
+        async with self._reading:
+            return await asyncio.to_thread(self._extend, values, files.get("video", b""))
 
     async def films_page(self, request: Request) -> Response:
         """Jobs, page by page."""

@@ -133,8 +133,8 @@ def test_the_overlap_that_is_named_suits(pipeline, window):
         ({"last": torch.zeros(1, 1, 2, 4, 4)}, 5, "expected 1 to 1"),
         ({"first": torch.zeros(1, 3, 1, 4, 4)}, 5, "N×1×t×4×4"),
         ({"picture": torch.zeros(1, 1, 4, 4)}, 5, "no picture"),
-        ({"frames": 1 + 4 * 10**10}, 5, r"2 of 40000000001 frames of 4×4 take 10,240.0 GB of memory, and .* are free"),
-        ({"count": 10**10}, 5, r"20000000000 of 9 frames of 4×4 take .* GB of memory"),
+        ({"frames": 1 + 4 * 10**10}, 5, r"2 of 1×40000000001×4×4 take 10,240.0 GB of memory, and .* are free"),
+        ({"count": 10**10}, 5, r"20,000,000,000 of 1×9×4×4 take .* GB of memory"),
     ],
 )
 def test_what_cannot_be_is_refused(pipeline, changes, overlap, message):

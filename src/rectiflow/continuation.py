@@ -1,6 +1,5 @@
 """Floor 6: clips longer than those a model was trained on, each window begun by the end of the one before."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,8 +11,6 @@ from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import OVERLAP, Request, Samples
-
-_COPIES = 2  # of all that is made: the parts, and what they are put together to
 
 
 def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> Samples:
@@ -70,16 +67,8 @@ def check_room(pipeline: Pipeline, request: Request) -> None:
     """
     named = request.prompts or request.classes or pipeline.class_names or ("",)
     size = request.size or pipeline.size
-    frames = request.frames or pipeline.shape[1] if len(pipeline.shape) == 4 else 1
-    count = len(named) * request.count
-    needed = _COPIES * torch.float32.itemsize * count * pipeline.shape[0] * frames * math.prod(size)
-    free = machine.available(torch.device("cpu"))
-    if needed > free:
-        each = f"{frames} frames of {size[0]}×{size[1]}" if frames > 1 else f"{size[0]}×{size[1]}"
-        raise InputError(
-            f"{count} of {each} take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} are free; ask for fewer "
-            "at once, or for smaller or shorter ones."
-        )
+    frames = (request.frames or pipeline.shape[1],) if len(pipeline.shape) == 4 else ()
+    machine.check_fits(len(named) * request.count, (pipeline.shape[0], *frames, *size))
 
 
 def window_seed(seed: int, window: int) -> int:

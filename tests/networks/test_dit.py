@@ -157,6 +157,19 @@ def test_one_time_for_the_batch_equals_a_time_for_each(modulation, classes):
     assert torch.allclose(network(x, one), network(x, one.clone()), atol=1e-5)
 
 
+def test_attention_keeps_no_pairs_of_many_tokens_for_the_backward_pass():
+    def kept(batch, tokens):
+        sizes = []
+        given = [torch.zeros(batch, 2, tokens, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            attend(*given)
+        return max(sizes)
+
+    assert kept(2, 64) == 2 * 2 * 64**2
+    assert kept(2, 513) <= 2 * 2 * 513 * 4
+    assert kept(130, 512) <= 130 * 2 * 512 * 4
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tokens", [16, 200, 600])
 def test_attention_in_bfloat16_is_torchs_with_its_gradients(tokens, masked):

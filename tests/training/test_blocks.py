@@ -219,9 +219,16 @@ def test_a_compiler_that_fails_is_one_line(small, tmp_path, monkeypatch):
         raise FileNotFoundError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", lambda call: original(call, backend=broken))
+    compiled = small.model_copy(update={"compile": True})
     with pytest.raises(InputError, match=r"compile=true does not work on this machine.*no C\+\+ compiler"):
-        train(small.model_copy(update={"compile": True}), tmp_path / "run", QUIET)
+        train(compiled, tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:  # the same where a run is gone on with and `compile` was not set before
+        stop_at(patch, 2)
+        train(small, tmp_path / "plain", QUIET)
+    with pytest.raises(InputError, match=r"compile=true does not work on this machine.*no C\+\+ compiler"):
+        train(compiled, tmp_path / "plain", QUIET)
+    assert train(small, tmp_path / "plain", QUIET).finished
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 8])

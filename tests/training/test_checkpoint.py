@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import random
@@ -245,6 +246,30 @@ def test_only_what_was_saved_before_a_step_is_asked_for(tmp_path):
     assert checkpoints.newest_good(pytest.fail, regular=True, before=4) == 2
     assert checkpoints.newest_good(pytest.fail, before=4) == 3
     assert checkpoints.newest_good(pytest.fail, regular=True, before=2) is None
+
+
+def test_what_was_regular_when_it_was_saved_stays_so(tmp_path):
+    """The steps between saves may change when a run is gone on with; there must be something to go back to still."""
+    checkpoints = Checkpoints(tmp_path, 1, every=5)
+    for step in (10, 11):
+        checkpoints.save(step, state(step))
+    later = Checkpoints(tmp_path, 1, every=3)
+    assert later.newest_good(pytest.fail, regular=True) == 10
+    later.save(13, state(13))
+    assert later.steps() == [10, 13]
+    later.save(15, state(15))
+    assert later.steps() == [15]
+
+
+def test_a_manifest_of_before_says_nothing_of_that_and_is_read(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 9, every=2)
+    checkpoints.save(4, state(4))
+    file = path_of(tmp_path, 4) / "manifest.json"
+    values = json.loads(file.read_text())
+    del values["regular"], values["sha256"]
+    file.write_text(json.dumps({**values, "sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}, indent=1))
+    assert checkpoints.newest_good(pytest.fail, regular=True) == 4
+    assert Checkpoints(tmp_path, 9, every=3).newest_good(pytest.fail, regular=True) is None
 
 
 def test_two_bad_ones_of_one_step_are_both_kept(tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from rectiflow.__main__ import main
 from rectiflow.base.errors import InputError
+from rectiflow.conditioning.config import TextConfig
 from rectiflow.data.builtin import digits
 from rectiflow.data.loader import Loader
 from rectiflow.networks.config import Inputs, fitted
@@ -149,6 +150,16 @@ def test_a_choice_left_open_differs_from_nothing_but_a_choice_made_does(small, t
     other = small.model_copy(update={"network": small.network.model_copy(update={name: value})})
     with pytest.raises(InputError, match=rf"other settings \(network.{name}; "):
         train(other, tmp_path, QUIET)
+
+
+def test_null_in_place_of_settings_is_a_choice(small, tmp_path):
+    """Else a run with captions, or in latents, could be gone on with as one without."""
+    train(small, tmp_path, QUIET)
+    path = tmp_path / "run.yaml"
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**values, "text": TextConfig().model_dump(mode="json")}))
+    with pytest.raises(InputError, match=r"other settings \(text"):
+        train(small, tmp_path, QUIET)
 
 
 UNET = "network={kind: unet, width: 8, multipliers: [1, 2], blocks: 1, attention: [2], heads: 2, dropout: 0.2}"

@@ -1,5 +1,6 @@
 """Memory of this machine and of this process, in bytes."""
 
+import math
 import resource
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from rectiflow.base.errors import InputError
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -18,6 +21,25 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(_free(_PROC / "meminfo"), *_allowances(_PROC / "self" / "cgroup", _CGROUPS))
+
+
+def check_fits(count: int, shape: tuple[int, ...]) -> None:
+    """Nothing, if float32 samples fit in the memory that is free, twice over: as parts, and as what these make.
+
+    Args:
+        count: how many samples.
+        shape: of one, such as C×H×W.
+
+    Raises:
+        InputError: they do not; one line.
+    """
+    needed, free = 2 * torch.float32.itemsize * count * math.prod(shape), available(torch.device("cpu"))
+    if needed > free:
+        each = "×".join(map(str, shape))
+        raise InputError(
+            f"{count:,} of {each} take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} are free; ask for fewer "
+            "at once, or for smaller or shorter ones."
+        )
 
 
 def _free(meminfo: Path) -> int:

@@ -155,6 +155,7 @@ class Sample:
     def _save_prior(self, model: Path, output: Output) -> None:
         import torch
 
+        from rectiflow.base.machine import check_fits
         from rectiflow.base.ranks import first
         from rectiflow.base.spread import to_first
         from rectiflow.models.autoencoder import load_autoencoder, prior_pictures, read_autoencoder_config
@@ -170,6 +171,7 @@ class Sample:
                 f"a flow in it: rectiflow train {recipe} --autoencoder {self.run} --data DIR"
             )
         shape = (*config.shape[:-2], *(self.size or config.shape[-2:]))
+        check_fits(self.count, shape)
         space = load_autoencoder(str(model))
         space.network.to(resolve_device(self.device))
 
@@ -189,10 +191,12 @@ class Sample:
             return None, ()
         if pipeline.conditioner.picture is None:
             raise InputError(f"{self.run} is given no picture beside the noise; leave out --picture.")
+        from rectiflow.base.machine import check_fits
         from rectiflow.data.given import read_given
 
         shape = (pipeline.shape[0], *(self.size or pipeline.size))
         pictures, names = read_given(self.picture, pipeline.conditioner.picture, shape)
+        check_fits(len(pictures) * self.count, shape)
         return pictures.repeat_interleave(max(1, self.count), 0), names
 
     def _named(self, names: Sequence[str], total: int) -> list[str]:
@@ -248,6 +252,7 @@ class Sample:
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
         import torch
 
+        from rectiflow.base.machine import check_fits
         from rectiflow.base.ranks import first
         from rectiflow.base.spread import to_first
         from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
@@ -255,6 +260,10 @@ class Sample:
         clips = len(pipeline.shape) == 4
         if clips and self.frames != 1:
             raise InputError("--filmstrip shows how single pictures come about; of a model of clips add --frames 1.")
+
+        groups = len(request.prompts or request.classes or pipeline.class_names) or 1
+        states = groups * request.count * (request.steps + 1)  # each is looked at in the end
+        check_fits(states, (pipeline.shape[0], *(request.size or pipeline.size)))
 
         def films(start: int, stop: int) -> torch.Tensor:
             states = [pipeline.decode(state, request).cpu() for state in pipeline.states(request, start, stop)]

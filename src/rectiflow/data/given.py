@@ -96,12 +96,12 @@ class Ending(NamedTuple):
 
     Attributes:
         frames: its last ones, uint8 T×H×W×C.
-        count: frames of the whole film.
+        length: frames of the whole film.
         rate: frames a second.
     """
 
     frames: Tensor
-    count: int
+    length: int
     rate: float
 
 

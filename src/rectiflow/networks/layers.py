@@ -107,7 +107,7 @@ def normalise(x: Tensor) -> Tensor:
     return x * (x.shape[-1] ** 0.5 / norm).to(x.dtype)
 
 
-_FEW_TOKENS = 512  # beyond, what is kept of them for the backward pass is too much memory
+_FEW_TOKENS, _FEW_PAIRS = 512, 2**26  # beyond, what is kept of them for the backward pass is too much memory
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -121,6 +121,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     """
     allowed = None if mask is None else mask[:, None, None]
     few = max(query.shape[-2], key.shape[-2]) <= _FEW_TOKENS
+    few = few and math.prod(query.shape[:-1]) * key.shape[-2] <= _FEW_PAIRS
     if few and query.device.type == "cpu" and value.dtype == torch.bfloat16 and torch.is_grad_enabled():
         return _attend_as_written(query.to(value.dtype), key.to(value.dtype), value, allowed)
     return F.scaled_dot_product_attention(query, key, value, allowed)

@@ -71,7 +71,7 @@ def read_frames(
         path = Path(folder, "film.mp4")
         path.write_bytes(content)
         ending = read_film(path, channels, size, most, last)
-    return ending.frames[None], ending.count, ending.rate
+    return ending.frames[None], ending.length, ending.rate
 
 
 def read_frame(content: bytes, channels: int, size: tuple[int, int]) -> Tensor:

@@ -145,9 +145,8 @@ class Checkpoints:
         self._tidy()
         passed: dict[int, str] = {}
         newest = None
-        for step in ranks.from_first(self._found()[::-1]):
-            if (regular and step % self.every) or (before is not None and step >= before):
-                continue
+        found = [step for step in self._found()[::-1] if before is None or step < before]
+        for step in ranks.from_first([step for step in found if not regular or self._is_regular(step)]):
             problem, unreadable = self._damage(step)
             if unreadable:
                 raise InputError(
@@ -223,7 +222,7 @@ class Checkpoints:
                 try:
                     files = {name: entry for _, theirs in said for name, entry in theirs.items()}
                     files |= {file.name: Entry.of(file) for file in aside.iterdir() if file.name not in files}
-                    manifest = Manifest.now(step, ranks.world(), metric, files)
+                    manifest = Manifest.now(step, ranks.world(), metric, files, step % self.every == 0)
                     write_text(aside / MANIFEST_NAME, manifest.text())
                     put_folder(aside, path)
                     self._prune(step)
@@ -242,7 +241,7 @@ class Checkpoints:
     def _prune(self, written: int) -> None:
         """Remove what is neither among the newest, nor among the best, nor just written."""
         steps = self.steps()
-        regular = [step for step in steps if step % self.every == 0]
+        regular = [step for step in steps if self._is_regular(step)]
         kept = {written, *steps[-self.keep :], *regular[-1:], *self._by_metric()[: self.keep_best]}
         for step in steps:
             if step not in kept:
@@ -250,6 +249,13 @@ class Checkpoints:
                 with suppress(OSError):
                     self._path(step).rename(gone)  # it vanishes at once, whatever then happens to its files
                     shutil.rmtree(gone, ignore_errors=True)
+
+    def _is_regular(self, step: int) -> bool:
+        """As it was written: the steps between saves may be others now."""
+        said = None
+        with suppress(InputError, OSError):
+            said = read_manifest(self._path(step)).regular
+        return step % self.every == 0 if said is None else said
 
     def _by_metric(self) -> list[int]:
         metrics: dict[int, float] = {}

@@ -177,7 +177,7 @@ class TrainingConfig(Config, ABC):
         if self.parallel.kind == "ddp":
             if self.parallel.shard:
                 raise ValueError(
-                    f"parallel.shard={self.parallel.shard} is of parallel.kind=fsdp; set that, or leave it out"
+                    f"parallel.shard={self.parallel.shard} is of parallel.kind=fsdp; set that, or parallel.shard=0"
                 )
         elif not self.may_be_sharded:
             raise ValueError(f"recipe {self.recipe} cannot be trained in shards, only flows can; set parallel.kind=ddp")

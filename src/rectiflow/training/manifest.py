@@ -46,6 +46,7 @@ class Manifest(Config):
         step: steps done.
         world: how many processes wrote it; any other number may read it.
         metric: smaller is better; None if it was not measured or not finite.
+        regular: whether a run that is never stopped has it too; None in those of earlier versions.
         files: every file but the manifest, by name.
     """
 
@@ -55,10 +56,13 @@ class Manifest(Config):
     step: int = Field(ge=0)
     world: int = Field(ge=1)
     metric: float | None
+    regular: bool | None = None
     files: dict[str, Entry]
 
     @classmethod
-    def now(cls, step: int, world: int, metric: float | None, files: Mapping[str, Entry]) -> "Manifest":
+    def now(
+        cls, step: int, world: int, metric: float | None, files: Mapping[str, Entry], regular: bool = True
+    ) -> "Manifest":
         """The manifest of what has just been written."""
         return cls(
             rectiflow=version("rectiflow"),
@@ -66,12 +70,13 @@ class Manifest(Config):
             step=step,
             world=world,
             metric=metric if metric is not None and math.isfinite(metric) else None,
+            regular=regular,
             files=dict(sorted(files.items())),
         )
 
     def text(self) -> str:
         """The text of the file."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude={"regular"} if self.regular is None else None)
         return json.dumps({**values, "sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}, indent=1)
 
 

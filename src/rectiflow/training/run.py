@@ -193,8 +193,11 @@ def train_here(
     precision, reason = from_first((precision, reason))
     config = stage.config.model_copy(update={"precision": precision})
     with first_then_others() as mine:
+        # Settings that cannot be trained are refused before they are written down; whether a network can be compiled
+        # may be another question on another machine, and `compile` may have been set since.
+        if mine and (config != former or config.compile):
+            _probe(stage, config)
         if mine and config != former:
-            _probe(stage, config)  # settings that cannot be trained are refused before they are written down
             if source is not None:
                 keep_index(source, folder / SOURCE_INDEX_NAME)
             if former is None and index is not None:

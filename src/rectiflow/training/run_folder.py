@@ -168,7 +168,7 @@ def _comparable(asked: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
     for name, value in asked.items():
         if isinstance(value, dict) and isinstance(there.get(name), dict):
             values[name] = _comparable(value, there[name])
-        elif value in (None, "auto"):
+        elif value in (None, "auto") and not isinstance(there.get(name), dict):  # null in place of settings is a choice
             values[name] = there.get(name)
     return values
 

@@ -236,8 +236,9 @@ def throughput(result: dict) -> str:
             f"From the start of a process to its first picture: {seconds['rectiflow']['whole']:.1f} s, by diffusers "
             f"{seconds['diffusers']['whole']:.1f} s."
         )
-    entry = next((result[part] for part in names if part in result), None)
-    return "\n\n".join([*parts, *([] if entry is None else [_told(entry)])])
+    machines = dict.fromkeys(where(each["machine"]) for each in result.values())
+    told = f"On {'; '.join(machines)}. Sizes, FLOPs, settings and commands of each: [docs/speed.md](docs/speed.md)."
+    return "\n\n".join([*parts, told])
 
 
 def _former(result: dict) -> str:

@@ -76,6 +76,7 @@ def training(rounds: int) -> Result:
             side = _one(owner, setting, batch, device)
             if setting.bfloat16 and owner not in products:
                 products[owner] = _products(side)
+                torch.cuda.reset_peak_memory_stats()
             alternate([side], rounds)
         rates[side.name] = side.rates
         if setting.bfloat16:

@@ -129,7 +129,7 @@ def test_small_batches_come_first_and_a_whole_one_as_far_as_it_fits(stage, confi
 
 def test_stages_are_lowered_alike(tmp_path):
     config = resolve("clips")
-    assert [each.batch for each in training_stages(config)] == [32, 4, 64]
+    assert [each.batch for each in training_stages(config)] == [32, 4, 32]
     kept = private(config.model_copy(update={"watch": ("tensorboard", "wandb")}))
     assert kept.watch == ("tensorboard",)
 

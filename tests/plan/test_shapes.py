@@ -153,7 +153,7 @@ def test_on_a_gpu_attention_is_fused_and_norms_are_in_float32():
     unet = ["precision=bfloat16", *UNET]
     here, there = (outline(run(*unet), gpu=gpu).stages[0] for gpu in (False, True))
     assert there.per_sample > 1.3 * here.per_sample
-    assert there.flops == here.flops
+    assert there.flops > here.flops  # what fused attention computes again in the backward pass
 
 
 def test_what_was_replaced_is_put_back():

@@ -1,7 +1,7 @@
 """`rectiflow sample`: pictures from a trained model."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -252,18 +252,16 @@ class Sample:
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
         import torch
 
-        from rectiflow.base.machine import check_fits
         from rectiflow.base.ranks import first
         from rectiflow.base.spread import to_first
+        from rectiflow.continuation import check_room
         from rectiflow.data.pictures import grid, save_png, screen_scale, to_uint8
 
         clips = len(pipeline.shape) == 4
         if clips and self.frames != 1:
             raise InputError("--filmstrip shows how single pictures come about; of a model of clips add --frames 1.")
 
-        groups = len(request.prompts or request.classes or pipeline.class_names) or 1
-        states = groups * request.count * (request.steps + 1)  # each is looked at in the end
-        check_fits(states, (pipeline.shape[0], *(request.size or pipeline.size)))
+        check_room(pipeline, replace(request, count=request.count * (request.steps + 1)))  # every state is held
 
         def films(start: int, stop: int) -> torch.Tensor:
             states = [pipeline.decode(state, request).cpu() for state in pipeline.states(request, start, stop)]

@@ -19,7 +19,8 @@ from rectiflow.data.decode import Unusable, opened
 FILMS = frozenset({".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi"})
 ANIMATED = frozenset({".gif", ".webp"})
 DAMAGED = "truncated or damaged"
-_READERS = "mov,matroska,avi"  # of FILMS; others open further files and addresses that a file names
+# Of films, whatever their names end in; there are others that open further files and addresses which a file names.
+_READERS = "mov,matroska,avi,mpegts,mpeg,m4v,flv,asf,ogg"
 _ODD = 16  # pixels wider or higher than this are no film's
 _CLOSE = 1e-6
 _BACK = (0.0, 2.0, 10.0)

@@ -70,7 +70,7 @@ def test_without_the_dashes_torchrun_takes_our_option_for_its_own(capsys):
 
 
 def test_the_page_says_what_is_so():
-    told = re.search(r"may change then, for that start .*?: (.*?)\. All others", PAGE, flags=re.DOTALL)
+    told = re.search(r"may change then, for that start .*?: (.*?), and the same of", PAGE, flags=re.DOTALL)
     assert set(re.findall(r"`([\w.]+)`", told[1])) == set(HOW)
     tests = (DOCS.parent / "tests" / "training" / "test_parallel.py").read_text(encoding="utf-8")
     for tolerance, row in (("1e-4", "losses and held-out"), ("1e-3", "weights after"), ("2e-3", "an autoencoder")):

@@ -14,7 +14,7 @@ from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.errors import InputError
 from rectiflow.models.autoencoder import digest, load_autoencoder
 from rectiflow.pipeline import Pipeline, Request
-from rectiflow.recipes.registry import resolve
+from rectiflow.recipes.registry import resolve, with_settings
 from rectiflow.training.run_folder import read_run
 from rectiflow.training.trainer import Trainer
 
@@ -96,7 +96,10 @@ def test_each_stage_goes_on_where_it_was_stopped(tmp_path, console, monkeypatch,
     assert read_run(run).recipe == "latent"  # it can be gone on with by --resume from the start
     encode = workflow.encode_set
     monkeypatch.setattr(workflow, "encode_set", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert not workflow.run(read_run(run), run, console).finished
+    with pytest.raises(InputError, match=r"other settings \(latent\.train\.batch; "):
+        workflow.run(with_settings(read_run(run), ["latent.train.batch=2", "latent.train.keep=1"]), run, console)
+    assert not workflow.run(with_settings(read_run(run), ["latent.train.keep=1"]), run, console).finished
+    assert len(list((run / "autoencoder" / "checkpoints").iterdir())) == 1 < read_run(run).latent.train.keep
     assert "whole shards are kept" in console.export_text(clear=False)
     assert main(["train", "--resume", str(run)]) == 130
     assert f"Go on: rectiflow train --resume {run}" in " ".join(capsys.readouterr().out.split())

@@ -28,7 +28,7 @@ def _ratio(found: dict, aim: float | None = None) -> str:
 
 def _compared(title: str, found: dict, aims: dict) -> str:
     """A table of rates, and what they are to each other."""
-    rows = [[name, f"{rate:.1f}"] for name, rate in found["images_per_second"].items()]
+    rows = [[name, f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"] for name, rate in found["images_per_second"].items()]
     ratios = "; ".join(
         f"over {words} ({found[name]['over'].split(' ', 1)[1]}): {_ratio(found[name], aims.get(name))}"
         for name, words in AIMED.items()

@@ -31,6 +31,7 @@ HOW = (
     *("parallel", "threads", "accumulate", "activation_checkpointing", "compile", "data.workers"),
     *("watch", "every", "keep", "keep_best", "save_aside"),
 )
+_STAGES = ("latent.train", "latent.pictures")  # with settings of the same names
 _HALF = re.compile(r"\..+\.\d+\.tmp")  # a file that `write_aside` has not finished
 
 
@@ -138,8 +139,8 @@ def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
             f"or go on with it: rectiflow train --resume {folder}"
         )
     there, here = former.model_dump(mode="json"), config.model_dump(mode="json")
-    asked = _comparable(here, there)
-    for name in HOW:
+    asked, how = _comparable(here, there), _how(there, here)
+    for name in how:
         asked = merge(asked, nested(name, _at(there, name)))
     if names := differences(asked, there):
         first = names[0]
@@ -148,9 +149,15 @@ def former_run(config: TrainingConfig, folder: Path) -> TrainingConfig | None:
             f"{_at(asked, first)} here); choose another --run, or go on with it as it is: "
             f"rectiflow train --resume {folder}"
         )
-    for name in HOW:
+    for name in how:
         there = merge(there, nested(name, _at(here, name)))
     return type(former).parse(there, str(folder / CONFIG_NAME))
+
+
+def _how(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Of a run and of each stage before it that both have: what may change."""
+    stages = [name for name in _STAGES if all(isinstance(_at(values, name), dict) for values in (there, here))]
+    return [*HOW, *(f"{stage}.{name}" for stage in stages for name in HOW)]
 
 
 def _is_remnant(path: Path) -> bool:

@@ -17,12 +17,12 @@ from rectiflow.data.builtin import digits
 from rectiflow.data.loader import Loader
 from rectiflow.networks.config import Inputs, fitted
 from rectiflow.pipeline import Pipeline, Request
-from rectiflow.recipes.registry import resolve
+from rectiflow.recipes.registry import resolve, with_settings
 from rectiflow.training import run as run_module
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.log import last_metrics
 from rectiflow.training.run import describe_run, train
-from rectiflow.training.run_folder import read_run
+from rectiflow.training.run_folder import former_run, read_run
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
 from tests.conftest import SMALL, same
@@ -318,3 +318,14 @@ def test_how_a_run_is_carried_out_may_change(small, tmp_path, capsys):
     found, wanted = (load_file(tmp_path / name / "model" / "flow.safetensors") for name in ("run", "whole"))
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
     assert read_run(tmp_path / "run").accumulate == 1  # for that start only
+
+
+@pytest.mark.parametrize(("recipe", "stage"), [("latent", "train"), ("clips", "train"), ("clips", "pictures")])
+def test_so_may_how_each_stage_before_it_is(tmp_path, recipe, stage):
+    begun = resolve(recipe)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(begun.model_dump(mode="json")))
+    now = with_settings(begun, [f"latent.{stage}.accumulate=4", f"latent.{stage}.every.save=7"])
+    assert former_run(begun, tmp_path) == begun
+    assert former_run(now, tmp_path) == now != begun
+    with pytest.raises(InputError, match=rf"other settings \(latent\.{stage}\.optimiser\.lr; "):
+        former_run(with_settings(now, [f"latent.{stage}.optimiser.lr=0.5"]), tmp_path)

@@ -8,10 +8,11 @@ import torch
 
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
+from rectiflow.continuation import continued
 from rectiflow.data.pictures import to_uint8
 from rectiflow.request import Request
 from rectiflow.serving.asked_video import frames_of
-from rectiflow.serving.frames import levels, most_frames, nearest_frames
+from rectiflow.serving.frames import levels, longest_clip, most_frames, nearest_frames
 from rectiflow.serving.gang import gangs
 from rectiflow.serving.job import Finished, Job, Preview
 from rectiflow.serving.lane import Call
@@ -118,14 +119,61 @@ def test_progress_is_told_without_previews(clips):
         until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1)
 
 
+@pytest.mark.parametrize("model", ["clips", "latent_clips"])
+def test_longer_clips_go_on_window_by_window(request, model):
+    """Beside others that are no longer than a window, each is that of the library; evaluations are of a window."""
+    clips = request.getfixturevalue(model)
+    given = torch.rand(1, 3, 1, 16, 16) * 2 - 1
+    long = Request(("left",), 2, 4, guidance=1.0, frames=17)
+    requests = [
+        long,
+        replace(long, seed=5, frames=13, first=given),
+        replace(long, count=1, last=-given),
+        replace(long, frames=9),
+        replace(long, frames=21, solver="sde"),
+    ]
+    with engine_of(clips, Limits(evaluations=8), lanes=1) as engine:
+        events = made(engine, requests, previews=5)
+    for asked, (*previews, done) in zip(requests, events, strict=True):
+        alone = levels(continued(clips, asked).pixels)
+        assert done.pixels.shape == alone.shape
+        assert (done.pixels.int() - alone.int()).abs().max() <= 1
+        windows = 1 + (asked.frames - 9) // 4
+        expected = sorted({round(4 * windows * mark / 6) for mark in range(1, 6)} - {0, 4 * windows})
+        assert [(p.step, p.steps) for p in previews] == [(step, 4 * windows) for step in expected]
+        assert [p.number for p in previews] == list(range(len(expected)))
+
+
+def test_evaluations_of_a_window_are_bounded(clips):
+    asked = Request(("left",), steps=4, frames=17, solver="heun")
+    with engine_of(clips, Limits(evaluations=3), lanes=1) as engine:
+        ((failed,),) = made(engine, [asked])
+    assert "more than 3 evaluations" in str(failed.error)
+
+
+def test_a_long_clip_that_nobody_waits_for_frees_its_place(clips):
+    with engine_of(clips, lanes=1) as engine:
+        steps, window = 500, 1 / 33
+        job = engine.submit(Request(("left",), steps=steps, frames=9 + 32 * 4), lambda event: None)
+        until(lambda: job.progress > window)  # so that it is in a later one
+        engine.cancel(job)
+        until(lambda: counted(engine, "rectiflow_requests_total", outcome="cancelled") == 1)
+        assert window < job.progress < 1
+
+
 def test_frames_are_limited(clips, classes):
     limited = {limit: Served(clips, "tiny", Limits(frames=limit)) for limit in (0, 5, 8, 20)}
     assert [most_frames(clips, served.limits) for served in limited.values()] == [9, 5, 5, 17]
     assert [frames_of(served, None, None, 8) for served in limited.values()] == [9, 5, 5, 9]
     assert frames_of(limited[20], None, 2.2, 8) == 17
-    assert most_frames(classes, Limits(frames=20)) == 1
-    with pytest.raises(Refusal, match="expected 2 to 5, received 9"):
-        frames_of(limited[8], 9, None, 8)
+    assert most_frames(classes, Limits(frames=20)) == longest_clip(classes, Limits(frames=20)) == 1
+    windows = [Limits(windows=1), Limits(windows=3), Limits(frames=5, windows=3), Limits(frames=20, windows=2)]
+    assert [longest_clip(clips, limits) for limits in windows] == [9, 17, 13, 29]
+    plain = replace(clips, conditioner=replace(clips.conditioner, frames=None))
+    assert [longest_clip(plain, limits) for limits in windows] == [9, 9, 5, 17]
+    for pipeline, most in ((clips, 13), (plain, 5)):
+        with pytest.raises(Refusal, match=f"expected 2 to {most}, received 17"):
+            frames_of(Served(pipeline, "tiny", windows[2]), 17, None, 8)
     with engine_of(clips, Limits(frames=13), lanes=1) as engine:
         ((done,),) = made(engine, [Request(("left",), steps=2, frames=13)])
     assert done.pixels.shape == (1, 13, 16, 16, 3)

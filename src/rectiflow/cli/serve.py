@@ -38,7 +38,8 @@ class Serve:
         max_n: Pictures of a request.
         max_steps: Steps of a request.
         max_side: Longest side of a picture in pixels; 0 is twice that of the size trained on.
-        max_frames: Most frames of a clip, for a model of clips; 0 is the number trained on.
+        max_frames: Most frames of a clip that is made at once, which is a window; 0 is the number trained on.
+        max_windows: Most windows of a longer clip, for a model that is given frames; each goes on from the one before.
         rate: Frames a second of clips where a client says nothing; if left out those of the model's training, or 8.
         lanes: Threads that call the network; 0 is one for each core on a CPU, and one elsewhere.
         precision: Of the network's arithmetic: float32, or bfloat16, in which a picture may differ a little with what
@@ -62,6 +63,7 @@ class Serve:
     max_steps: int = 250
     max_side: int = 0
     max_frames: int = 0
+    max_windows: int = 16
     rate: float | None = None
     lanes: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -97,6 +99,7 @@ class Serve:
             steps=self.max_steps,
             side=self.max_side,
             frames=self.max_frames,
+            windows=self.max_windows,
         )
         pipeline = model_of(self.run, str(resolve_device(self.device)))
         name = self.name or (self.run.resolve().name if self.run.exists() else str(self.run))

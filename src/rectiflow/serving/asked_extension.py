@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import ConfigDict
 
 from rectiflow.base.config import Config
+from rectiflow.continuation import usual_overlap
 from rectiflow.data.images import to_float
 from rectiflow.request import OVERLAP
 from rectiflow.serving.asked_video import Wanted, with_seconds
-from rectiflow.serving.frames import STRIDE, most_frames, read_frames
+from rectiflow.serving.frames import STRIDE, longest_clip, most_frames, read_frames
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, check_rate, naming, parsed, request_of, within
 
@@ -29,7 +30,7 @@ class AskedExtension(Config):
         model: the served one.
         size: WIDTHxHEIGHT, to which the film is brought; "auto" is that of a film of this server, else that trained on.
         seconds: that come to it; with the film's rate they give the nearest number of frames 4k.
-        frames: that come to it, 4k; wins over `seconds`; as many as fit beside the end if both are left out.
+        frames: that come to it, 4k; wins over `seconds`; if both are left out, what a window has beside the end.
         seed: any integer of 64 bits; drawn if left out.
         steps: N.
         solver: see `Request`.
@@ -81,23 +82,23 @@ def extension_of(served: Served, fields: AskedExtension, film: bytes) -> Wanted:
         raise Refusal(400, "video: this model is given no frames of its clips, so no film can go on.", "video")
     if not film:
         raise Refusal(400, f"{_VIDEO}.", "video")
-    most = most_frames(served.pipeline, served.limits)
+    window = most_frames(served.pipeline, served.limits)
     shared = fields.model_dump(exclude={"video", "seconds", "frames"})
-    request = request_of(served, Asked(**shared), most)
+    request = request_of(served, Asked(**shared), window)
     size = request.size or served.pipeline.size
     channels = served.pipeline.shape[0]
     held = min(_LONGEST, served.limits.film_bytes // (channels * size[0] * size[1]))
     ending, count, rate = naming("video", lambda: read_frames(film, channels, size, held, OVERLAP))
     check_rate(rate, "video")
-    overlap = min(OVERLAP, most - STRIDE, 1 + (count - 1) // STRIDE * STRIDE)
-    new = _new_frames(fields, most - overlap, rate)
+    overlap = min(usual_overlap(window), 1 + (count - 1) // STRIDE * STRIDE)
+    new = _new_frames(fields, window - overlap, longest_clip(served.pipeline, served.limits) - overlap, rate)
     end = to_float(ending[:, -overlap:].permute(0, 4, 1, 2, 3))
     request = replace(request, frames=overlap + new, first=end)
     naming("video", lambda: served.pipeline.labels(request))
     return Wanted(request, rate, count + new, film)
 
 
-def _new_frames(fields: AskedExtension, most: int, rate: float) -> int:
+def _new_frames(fields: AskedExtension, usual: int, most: int, rate: float) -> int:
     if fields.frames is not None:
         within("frames", fields.frames, STRIDE, most)
         if fields.frames % STRIDE:
@@ -106,7 +107,7 @@ def _new_frames(fields: AskedExtension, most: int, rate: float) -> int:
             raise Refusal(400, f"frames: {words}.", "frames")
         return fields.frames
     if fields.seconds is None:
-        return most
+        return usual
     within("seconds", fields.seconds, 0, _LONGEST / rate)
     frames = STRIDE * max(1, round(fields.seconds * rate / STRIDE))
     if frames > most:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rectiflow.base.config import Config
 from rectiflow.request import Request
-from rectiflow.serving.frames import STRIDE, most_frames, nearest_frames, read_frame
+from rectiflow.serving.frames import STRIDE, longest_clip, most_frames, nearest_frames, read_frame
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, check_rate, naming, parsed, request_of, within
 
@@ -131,7 +131,7 @@ def frames_of(served: Served, frames: int | None, seconds: float | None, rate: f
     Raises:
         Refusal: it is not 1+4k, or too many.
     """
-    most = most_frames(served.pipeline, served.limits)
+    most = longest_clip(served.pipeline, served.limits)
     if frames is not None:
         within("frames", frames, 2, most)
         if (frames - 1) % STRIDE:
@@ -139,7 +139,7 @@ def frames_of(served: Served, frames: int | None, seconds: float | None, rate: f
             raise Refusal(400, f"frames: a clip has 1+4k of them, received {frames}; the nearest is {near}.", "frames")
         return frames
     if seconds is None:
-        return min(most, served.pipeline.shape[1])
+        return min(most_frames(served.pipeline, served.limits), served.pipeline.shape[1])
     if not 0 < seconds <= _LONGEST:
         raise Refusal(400, f"seconds: expected more than 0, up to {_LONGEST:g}, received {seconds:g}.", "seconds")
     frames = nearest_frames(seconds * rate)

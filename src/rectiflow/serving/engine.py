@@ -96,7 +96,8 @@ class Engine:
         """
         pictures = len(self.pipeline.labels(request))
         height, width = request.size or self.pipeline.size
-        frames = request.frames or frames_trained(self.pipeline)
+        window = most_frames(self.pipeline, self.limits)
+        frames = min(request.frames or frames_trained(self.pipeline), window)  # the rest comes after
         area = max(1, math.ceil(frames * height * width / math.prod(self.pipeline.size)))
         if pictures * area > self._share:
             kind = "pictures" if frames == 1 else f"clips of {frames} frames"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.errors import InputError
+from rectiflow.continuation import usual_overlap
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Unusable, decode
 from rectiflow.data.given import read_film
@@ -30,9 +31,17 @@ def frames_trained(pipeline: Pipeline) -> int:
 
 
 def most_frames(pipeline: Pipeline, limits: Limits) -> int:
-    """Of a clip that a request may ask for, 1+4k within the limit; 1 for a model of pictures."""
+    """Of a clip that is made at once, 1+4k within the limit; 1 for a model of pictures."""
     trained = frames_trained(pipeline)
     return 1 + (limits.frames - 1) // STRIDE * STRIDE if limits.frames and trained > 1 else trained
+
+
+def longest_clip(pipeline: Pipeline, limits: Limits) -> int:
+    """Frames that a request may ask for: those of as many windows as are allowed, for a model that is given frames."""
+    window = most_frames(pipeline, limits)
+    if window == 1 or pipeline.conditioner.frames is None:
+        return window
+    return window + (limits.windows - 1) * (window - usual_overlap(window))
 
 
 def nearest_frames(frames: float) -> int:

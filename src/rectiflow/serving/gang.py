@@ -73,17 +73,18 @@ class Gathered(Source):
         return self.source.log_density(z)
 
 
-def gangs(jobs: Sequence[Job], batch: int) -> list[Gang]:
+def gangs(jobs: Sequence[Job], batch: int, window: int = 1) -> list[Gang]:
     """Jobs put together where they can be, and where a call of the network has room for all of their rows.
 
     Args:
         jobs: in any order.
         batch: weight of the rows of one call; guidance asks for two rows a picture.
+        window: frames that are made at once; longer clips go on from ends of their own.
     """
     found: list[Gang] = []
     open_to: dict[object, list[Job]] = {}
     for job in jobs:
-        way = _way(job.request)
+        way = None if (job.request.frames or 1) > window else _way(job.request)
         mates = open_to.get(way, []) if way is not None else []
         weight = sum(mate.weight for mate in [*mates, job]) * (2 if job.request.guidance else 1)
         if mates and weight > batch:

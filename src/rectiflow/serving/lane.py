@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from rectiflow.base.autocast import autocast
 from rectiflow.base.condition import Condition
 from rectiflow.base.errors import InputError
+from rectiflow.continuation import Windows, usual_overlap
 from rectiflow.pipeline import Pipeline
 from rectiflow.request import Request
 from rectiflow.sampling.sample import State
-from rectiflow.serving.frames import last_frame, levels, up_to_middle
+from rectiflow.serving.frames import last_frame, levels, most_frames, up_to_middle
 from rectiflow.serving.gang import Gang, gangs, joined
 from rectiflow.serving.job import Cancelled, Failed, Finished, Job, Preview
 from rectiflow.serving.limits import Limits
@@ -134,6 +135,7 @@ class Lane:
         self.number, self.work, self.metrics, self.limits = number, work, metrics, limits
         self.precision, self.threads = precision, threads
         self.network, self.pipeline = pipeline.flow.network, shared(pipeline)
+        self.window = most_frames(pipeline, limits)
         self.waiting: list[_Waiting] = []
 
     def run(self) -> None:
@@ -145,7 +147,7 @@ class Lane:
             while (jobs := self.work.take(self.number, not self.waiting)) is not None:
                 for job in jobs:
                     self.metrics.waiting_seconds.observe(time.monotonic() - job.since)
-                for gang in gangs(jobs, self.limits.batch):
+                for gang in gangs(jobs, self.limits.batch, self.window):
                     self._resume(gang, greenlet(self._march), gang)
                 self._drop_cancelled()
                 if self.waiting:
@@ -237,20 +239,38 @@ class Lane:
     def _make(self, gang: Gang) -> None:
         pipeline, request = joined(self.pipeline, gang)
         request = replace(request, precision=self.precision)
+        windows = Windows(pipeline, request, usual_overlap(self.window), self.window)
+        parts: list[Tensor] = []  # what there is of clips that are longer than a window
+        while windows.done < windows.count - 1:
+            asked = windows.asked()
+            last = self._marched(gang, pipeline, asked, windows)
+            parts.append(levels(windows.add(self.pipeline.decode(last, asked))))
+        asked = windows.asked()
+        last = self._marched(gang, pipeline, asked, windows)
+        if parts:
+            job, pixels = gang.jobs[0], levels(windows.add(self.pipeline.decode(last, asked)))
+            job.tell(Finished(torch.cat([*parts, pixels], dim=1), time.monotonic() - job.since))
+            return
+        for job, pixels in self._pictures(gang, gang.jobs, last, asked):
+            job.tell(Finished(pixels, time.monotonic() - job.since))
+
+    def _marched(self, gang: Gang, pipeline: Pipeline, request: Request, windows: Windows) -> State:
+        """The state at the end of a window, which is what its jobs ask for if that is one, with previews on the way."""
         due: dict[Job, tuple[int, ...]] = {}
+        for job in gang.jobs:
+            job.evaluations = 0
         for state in pipeline.states(request):
+            step, steps = windows.done * state.steps + state.step, windows.count * state.steps
             for job in gang.jobs:
-                job.progress = state.step / state.steps
+                job.progress = step / steps
             if state.step == 0:
-                due = {job: moments(state.steps, job.previews) for job in gang.jobs}
-            elif state.estimate is not None and (asking := [job for job in gang.jobs if state.step in due[job]]):
+                due = {job: moments(steps, job.previews) for job in gang.jobs}
+            elif state.estimate is not None and (asking := [job for job in gang.jobs if step in due[job]]):
                 expected = replace(state, x_t=up_to_middle(state.estimate.data))
                 for job, pixels in self._pictures(gang, asking, expected, request):
-                    number = due[job].index(state.step)
-                    job.tell(Preview(number, state.step, state.steps, last_frame(pixels)))
+                    job.tell(Preview(due[job].index(step), step, steps, last_frame(pixels)))
             last = state
-        for job, pixels in self._pictures(gang, gang.jobs, last, request):
-            job.tell(Finished(pixels, time.monotonic() - job.since))
+        return last
 
     def _pictures(
         self, gang: Gang, jobs: Sequence[Job], state: State, request: Request

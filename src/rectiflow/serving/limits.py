@@ -20,9 +20,10 @@ class Limits:
             rows a picture.
         pictures: of one request.
         steps: of one request.
-        evaluations: of the network by one request; bounds solvers that choose their own steps.
+        evaluations: of the network by one request, or one window of a clip; bounds solvers that choose their own steps.
         side: longest side of a picture in pixels; 0 is twice that of the size trained on.
-        frames: most frames of a clip; 0 is the number trained on.
+        frames: most frames of a clip that is made at once, which is a window; 0 is the number trained on.
+        windows: of a clip that is longer, for a model that is given frames.
         prompt: characters of a prompt.
         body: bytes of a request's body.
         upload: bytes of a body that may hold pictures which clips begin or end with.
@@ -43,6 +44,7 @@ class Limits:
     evaluations: int = 1000
     side: int = 0
     frames: int = 0
+    windows: int = 16
     prompt: int = 2000
     body: int = 65_536
     upload: int = 8_388_608

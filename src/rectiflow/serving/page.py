@@ -24,7 +24,7 @@ from rectiflow.sampling.solvers import SOLVERS
 from rectiflow.serving.asked_video import PICTURES, frames_of, with_pictures
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.follow import follow, refusal_of
-from rectiflow.serving.frames import STRIDE, frames_trained, makes_clips, middle_frame, most_frames
+from rectiflow.serving.frames import STRIDE, frames_trained, longest_clip, makes_clips, middle_frame
 from rectiflow.serving.job import Pictures, Preview
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, asked, request_of
@@ -252,7 +252,7 @@ class Page:
 
     def _inputs_of_clips(self, trained: int) -> list[Any]:
         """In the order of `_OF_CLIPS`; of a model of pictures, or of one that is given no frames, they are hidden."""
-        most = most_frames(self.served.pipeline, self.served.limits)
+        most = longest_clip(self.served.pipeline, self.served.limits)
         return [
             gr.Slider(1, max(most, 2), min(trained, most), step=STRIDE, elem_id="frames", visible=trained > 1,
                       label=f"Frames, {self.served.rate:g} a second (1 is a picture)"),

@@ -1,0 +1,47 @@
+"""What the tests of the videos API share: its client, and films as they come and as they are asked for."""
+
+import base64
+import io
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from rectiflow.serving.limits import Limits
+from tests.serving.conftest import PATIENCE
+
+av = pytest.importorskip("av")
+
+PATH = "/v1/videos"
+LIMITS = Limits(body=4000, upload=40_000, body_seconds=PATIENCE, prompt=50, pictures=4, steps=40, windows=3)
+
+
+def client_of(address, key="none"):
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
+
+
+def frames_of(content):
+    with av.open(io.BytesIO(content)) as film:
+        rate = film.streams.video[0].average_rate
+        return (
+            np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]),
+            float(rate),
+            film.metadata,
+        )
+
+
+def picture(colour=(255, 0, 0), size=(20, 16), kind="PNG"):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, format=kind)
+    return file.getvalue()
+
+
+def data_url(content):
+    return {"image_url": f"data:image/png;base64,{base64.b64encode(content).decode()}"}
+
+
+def finished(client, **fields):
+    video = client.videos.create_and_poll(poll_interval_ms=20, **fields)
+    assert video.status == "completed", video.error
+    return video

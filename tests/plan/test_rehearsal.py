@@ -16,7 +16,9 @@ from rectiflow.plan.forecast import forecast
 from rectiflow.plan.measured import Asked, Cost, Rehearsal
 from rectiflow.plan.probe import in_a_child, private, probe, training_stages
 from rectiflow.recipes.registry import resolve
+from rectiflow.training.generators import GANStage
 from rectiflow.training.trainer import Trainer
+from rectiflow.training.watch import Watch
 
 TINY = ("every={log: 4, held_out: 6, preview: 8, first_preview: 2, save: 6}", "preview={count: 1, rows: 2, steps: 4}")
 
@@ -106,6 +108,32 @@ def test_steps_are_told_by_the_clock(tiny, tmp_path, monkeypatch):
     found = rehearse(asked(tiny, tmp_path, events=False))
     assert found.stages[0].step == Cost(wall=1.0, cpu=0.5)
     assert found.stages[0].warm == Cost()
+
+
+def test_the_first_step_of_a_kind_counts_as_warming_up(tiny, tmp_path, monkeypatch):
+    """A clock by which a step takes 1/8 s, one with the penalty 1/4 s, and the first of each kind a second."""
+    at, met = Cost(), set()
+
+    def tick(stage, step, part=slice(None), turn=""):
+        nonlocal at
+        if turn == "generator":
+            kind = step % 4 == 0
+            seconds = (0.25 if kind else 0.125) if kind in met else 1.0
+            met.add(kind)
+            at = at + Cost(wall=seconds, cpu=seconds)
+        return original(stage, step, part, turn)
+
+    original = GANStage.loss
+    monkeypatch.setattr(GANStage, "loss", tick)
+    monkeypatch.setattr(Watch, "_count", lambda watch, step: 1.0)  # it would take one of each kind before
+    monkeypatch.setattr(clock, "now", lambda device=None: at)
+    settings = ["steps=100", "batch=4", "gan.penalty_every=4", "precision=float32", "threads=1"]
+    run = resolve("gan", settings=settings).model_copy(update={"network": tiny.network})
+    (stage,) = rehearse(asked(run, tmp_path, events=False)).stages
+    told = [(window.start, window.count, window.mean.wall) for window in stage.windows]
+    assert told == [(0, 25, 0.25), (1, 75, 0.125)]
+    assert all(window.taken >= 2 for window in stage.windows)
+    assert stage.warm.wall == 0.75  # the last step is tried before the first, and is a plain one
 
 
 def test_small_batches_come_first_and_a_whole_one_as_far_as_it_fits(stage, config):

@@ -16,7 +16,7 @@ from rectiflow.__main__ import main
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.run_folder import alone_in
 from tests.conftest import same
-from tests.training.test_killed import DIT, started, until
+from tests.training.deaths import DIT, started, until
 
 STEPS = 100
 SETTINGS = (

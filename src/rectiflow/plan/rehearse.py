@@ -8,7 +8,7 @@ the end the last step is taken as ever, so that a finished run is there for what
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -30,11 +30,20 @@ _WARM, _LEAST, _MOST = 2, 4, 200  # steps
 _LONG = 2.0  # seconds of a step that needs no second one to warm up
 _ALL = 20_000  # steps, up to which each is asked what kind it is
 _KINDS, _RARE = 8, 0.01  # kinds that are looked for, of at least such a share of the steps
+_OF_A_KIND = 3  # steps of each, of which the first is not counted
 RUN = "run"  # the folder of a rehearsed run
 
 
 class _Enough(Exception):
     """Stops the loop before a step."""
+
+
+class _Kind(NamedTuple):
+    """The first step of a kind, the first that can be taken after another, and how many there are."""
+
+    first: int
+    shown: int
+    count: int
 
 
 @final
@@ -146,53 +155,70 @@ class _Rehearsal:
         return next((window.mean for window in windows if window.kind == kind), windows[-1].mean)
 
     def _windows(self) -> list[Window]:
-        """Steps from the first on, then from the first of each kind that was not among them."""
+        """Steps from the first on, then of each kind that was hardly among them; the first of a kind warms it up."""
         kinds = self._kinds()
         seen: dict[Hashable, list[Cost]] = {}
         aside = self._take(0, seen)
-        often = [kind for kind, (_, count) in kinds.items() if count >= _RARE * self.steps]
-        for kind in sorted(often, key=lambda kind: kinds[kind][0])[:_KINDS]:
-            if len(seen.get(kind, [])) < 2:
-                self._take(max(0, kinds[kind][0] - 1), seen)
-        usual = clock.mean([cost for costs in seen.values() for cost in costs] or [Cost.sum(aside)])
-        means = {kind: clock.mean(seen[kind]) if kind in seen else usual for kind in kinds}
-        if aside and seen:
-            self.warm = (Cost.sum(aside) - next(iter(means.values())) * len(aside)).at_least(Cost())
+        often = [kind for kind, known in kinds.items() if known.count >= _RARE * self.steps]
+        for kind in sorted(often, key=lambda kind: kinds[kind].first)[:_KINDS]:
+            costs = seen.setdefault(kind, [])
+            for _ in range(_OF_A_KIND):
+                if len(costs) < (1 if costs and costs[0].wall > _LONG else _OF_A_KIND):
+                    self._take(max(0, kinds[kind].shown - 1), seen, kind)
+        seen = {kind: costs for kind, costs in seen.items() if costs}
+        firsts = [(kind, costs[0]) for kind, costs in seen.items() if len(costs) > 1]
+        warmed = {kind: costs[1:] or costs for kind, costs in seen.items()}
+        usual = clock.mean([cost for costs in warmed.values() for cost in costs] or [cost for _, cost in aside])
+        means = {kind: clock.mean(warmed[kind]) if kind in warmed else usual for kind in kinds}
+        if seen:
+            spent = [(cost - means.get(kind, usual)).at_least(Cost()) for kind, cost in [*aside, *firsts]]
+            self.warm = Cost.sum(spent)
         return [
             Window(
                 kind=repr(kind),
-                start=first,
-                count=count,
-                taken=len(seen.get(kind, [])),
+                start=known.first,
+                count=known.count,
+                taken=len(warmed.get(kind, [])),
                 mean=means[kind],
-                flops=self.trainer.watch.flops(first),
+                flops=self.trainer.watch.flops(known.first),
             )
-            for kind, (first, count) in kinds.items()
+            for kind, known in kinds.items()
         ]
 
-    def _kinds(self) -> dict[Hashable, tuple[int, int]]:
-        """The kinds of steps that the run has: the first step of each, and how many there are."""
+    def _kinds(self) -> dict[Hashable, "_Kind"]:
+        """The kinds of steps that the run has."""
         apart = -(-self.steps // _ALL) | 1  # odd, or what comes every second step were always met, or never
         first: dict[Hashable, int] = {}
+        shown: dict[Hashable, int] = {}
         counts: dict[Hashable, int] = {}
         asked = range(0, self.steps, apart)
         for step in asked:
             kind = self.stage.kind(step)
             first.setdefault(kind, step)
+            if step:
+                shown.setdefault(kind, step)
             counts[kind] = counts.get(kind, 0) + 1
-        return {kind: (step, round(counts[kind] * self.steps / len(asked))) for kind, step in first.items()}
+        return {
+            kind: _Kind(step, shown.get(kind, step), round(counts[kind] * self.steps / len(asked)))
+            for kind, step in first.items()
+        }
 
-    def _take(self, first: int, seen: dict[Hashable, list[Cost]]) -> list[Cost]:
-        """Steps from `first` on, before the last one, and what each cost, by its kind; those that warm up are given
-        back instead.
+    def _take(
+        self, first: int, seen: dict[Hashable, list[Cost]], wanted: Hashable | None = None
+    ) -> list[tuple[Hashable, Cost]]:
+        """Steps from `first` on, before the last one and no further than one of the kind that is wanted, and what each
+        cost, by its kind; those that warm up are given back instead, with their kinds.
         """
         stop = self.steps - 1
         stamps: list[tuple[int, Cost]] = []
 
+        def found() -> bool:
+            return wanted is not None and any(self.stage.kind(step) == wanted for step, _ in stamps[1:-1])
+
         def loss(step: int, part: slice = slice(None), turn: str = "") -> Tensor:
             if not stamps or stamps[-1][0] != step:
                 stamps.append((step, clock.now(self.notes.device)))
-                if step >= stop or self._enough(stamps):
+                if step >= stop or self._enough(stamps) or found():
                     raise _Enough
             return self._loss(step, part, turn)
 
@@ -205,12 +231,12 @@ class _Rehearsal:
             pass
         finally:
             del vars(self.stage)["loss"]
-        costs = [(step, after - before) for (step, before), (_, after) in pairwise(stamps)]
+        costs = [(self.stage.kind(step), after - before) for (step, before), (_, after) in pairwise(stamps)]
         slow = bool(costs) and costs[0][1].wall > _LONG
-        aside = min(1 if first or slow else _WARM, max(0, len(costs) - 1))
-        for step, cost in costs[aside:]:
-            seen.setdefault(self.stage.kind(step), []).append(cost)
-        return [cost for _, cost in costs[:aside]]
+        aside = min(1 if first or slow or wanted is not None else _WARM, max(0, len(costs) - 1))
+        for kind, cost in costs[aside:]:
+            seen.setdefault(kind, []).append(cost)
+        return costs[:aside]
 
     def _enough(self, stamps: list[tuple[int, Cost]]) -> bool:
         taken = len(stamps) - 1

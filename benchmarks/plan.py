@@ -1,8 +1,8 @@
 """What `rectiflow plan` forecasts beside what the run then takes: python benchmarks/plan.py [RECIPE …]
 
-Of each recipe a short run is forecast, then trained: steps are lowered, and what is done between steps with them, for
-both alike. Recipes for a folder get one of generated pictures or clips. Recipes that are named are printed alone; the
-whole is kept in `results/plan.json`, after each recipe.
+Of each recipe, or of those that are named, a short run is forecast, then trained: steps are lowered, and what is done
+between steps with them, for both alike. Recipes for a folder get one of generated pictures or clips. Each stands for
+itself and takes the place of what was found of it before in `results/plan.json`, unless that is of another machine.
 """
 
 import json
@@ -22,7 +22,7 @@ from rectiflow.recipes.registry import RECIPES
 from rectiflow.training.config import EveryConfig, TrainingConfig
 from rectiflow.training.generator_config import RunConfig
 
-CHILD = Path(__file__).parent / "plan_child.py"
+CHILD, KEPT = Path(__file__).parent / "plan_child.py", common.RESULTS / "plan.json"
 PICTURES, CLIPS = 320, 64  # of a folder, to train on; and held out
 # Steps of the run, and of the autoencoders before it: one to two minutes of training on two cores.
 STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "clips": 40, "video": 24, "latent-256": 8}
@@ -106,7 +106,10 @@ def compared(recipe: str, pictures: Path) -> dict[str, object]:
 
 
 def main(recipes: list[str]) -> None:
-    results: dict[str, object] = {}
+    about = {"command": "python benchmarks/plan.py", "threads": torch.get_num_threads(), "smaller": SMALLER}
+    kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    same = kept.get("machine") == common.machine() and all(kept[name] == value for name, value in about.items())
+    results: dict[str, object] = kept["recipes"] if same else {}
     with TemporaryDirectory() as name:
         pictures = Path(name)
         write_set("digit-scenes", pictures / "pictures", PICTURES)
@@ -114,8 +117,7 @@ def main(recipes: list[str]) -> None:
         for recipe in recipes or RECIPES:
             results[recipe] = compared(recipe, pictures)
             print(recipe, json.dumps(results[recipe]), flush=True)
-            if not recipes:
-                common.write("plan", {"threads": torch.get_num_threads(), "smaller": SMALLER, "recipes": results})
+            common.write("plan", {**about, "recipes": {each: results[each] for each in RECIPES if each in results}})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ FLOORS = {
     "pipeline": 5,
     "continuation": 6,
     "evaluation": 6,
-    "serving": 6,
+    "serving": 7,
     "training": 7,
     "recipes": 8,
     "workflow": 8,

@@ -104,6 +104,20 @@ def test_a_window_goes_on_from_what_is_shown(pipeline, monkeypatch):
     assert torch.equal(given[2], made[:, :, 8:13])
 
 
+def test_the_last_frame_is_told_to_the_last_window_alone(pipeline, monkeypatch):
+    original, given = Pipeline.sample, []
+
+    def noting(self, request):
+        given.append(request.last)
+        return original(self, request)
+
+    monkeypatch.setattr(Pipeline, "sample", noting)
+    last = torch.zeros(1, 1, 1, 4, 4)
+    continued(pipeline, Request(count=1, steps=1, frames=17, classes=("left",), last=last), overlap=5)
+    assert [each is last for each in given] == [False, False, True]
+    assert given[:2] == [None, None]
+
+
 def test_a_class_that_is_named_0_goes_on(pipeline):
     numbered = replace(pipeline, conditioner=replace(pipeline.conditioner, class_names=("0", "1")))
     asked = Request(count=1, steps=2, frames=13, classes=NAMES)

@@ -34,9 +34,9 @@ class Windows:
 
     def __init__(self, pipeline: Pipeline, request: Request, overlap: int = OVERLAP, window: int = 0) -> None:
         clips = len(pipeline.shape) == 4
-        self.request, self.overlap = request, overlap
-        self.window = window or (pipeline.shape[1] if clips else 1)
-        self.frames = request.frames or self.window if clips else 1
+        trained = pipeline.shape[1] if clips else 1
+        self.request, self.overlap, self.window = request, overlap, window or trained
+        self.frames = trained if request.frames is None or not clips else request.frames
         if self.frames > self.window:
             self._check(pipeline)
         more = max(0, self.frames - self.window)
@@ -109,7 +109,7 @@ def continued(pipeline: Pipeline, request: Request, overlap: int = OVERLAP) -> S
 
 def usual_overlap(window: int) -> int:
     """Frames that a window of so many takes over from the one before."""
-    return min(OVERLAP, window - 4)
+    return max(1, min(OVERLAP, window - 4))
 
 
 def check_room(pipeline: Pipeline, request: Request) -> None:

@@ -17,6 +17,7 @@ from rectiflow.plan.measured import Asked, Cost, Rehearsal
 from rectiflow.plan.probe import in_a_child, private, probe, training_stages
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.generators import GANStage
+from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
 from rectiflow.training.watch import Watch
 
@@ -100,8 +101,6 @@ def test_steps_are_told_by_the_clock(tiny, tmp_path, monkeypatch):
         at = at + Cost(wall=1.0, cpu=0.5)
         return original(stage, step, part, turn)
 
-    from rectiflow.training.stages import FlowStage
-
     original = FlowStage.loss
     monkeypatch.setattr(FlowStage, "loss", tick)
     monkeypatch.setattr(clock, "now", lambda device=None: at)
@@ -134,6 +133,35 @@ def test_the_first_step_of_a_kind_counts_as_warming_up(tiny, tmp_path, monkeypat
     assert told == [(0, 25, 0.25), (1, 75, 0.125)]
     assert all(window.taken >= 2 for window in stage.windows)
     assert stage.warm.wall == 0.75  # the last step is tried before the first, and is a plain one
+
+
+@pytest.mark.parametrize(("first", "usual"), [(1.0, 0.25), (10.0, 0.25), (10.0, 3.0)])
+def test_a_kind_that_comes_late_is_not_told_by_its_first_step(tiny, tmp_path, monkeypatch, first, usual):
+    """As where its shape is compiled: in the later half of the steps, the first of which takes long."""
+    at, met = Cost(), []
+
+    def tick(stage, step, part=slice(None), turn=""):
+        nonlocal at
+        if step >= 50:
+            met.append(step)
+        at = at + Cost(wall=0.125 if step < 50 else usual if len(met) > 2 else first)  # the last step is tried before
+        return original(stage, step, part, turn)
+
+    original = FlowStage.loss
+    monkeypatch.setattr(FlowStage, "loss", tick)
+    monkeypatch.setattr(FlowStage, "kind", lambda stage, step: step >= 50)
+    monkeypatch.setattr(Watch, "_count", lambda watch, step: 1.0)
+    monkeypatch.setattr(clock, "now", lambda device=None: at)
+    asked_for = tiny.model_copy(update={"steps": 100})
+    (stage,) = rehearse(asked(asked_for, tmp_path, events=False)).stages
+    assert [window.mean.wall for window in stage.windows] == [0.125, usual]
+    assert stage.warm.wall == first - usual
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_runs_are_rehearsed(tiny, tmp_path, steps):
+    (stage,) = rehearse(asked(tiny.model_copy(update={"steps": steps}), tmp_path, events=False)).stages
+    assert sum(window.count for window in stage.windows) == steps
 
 
 def test_small_batches_come_first_and_a_whole_one_as_far_as_it_fits(stage, config):

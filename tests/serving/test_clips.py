@@ -129,6 +129,7 @@ def test_longer_clips_go_on_window_by_window(request, model):
         long,
         replace(long, seed=5, frames=13, first=given),
         replace(long, count=1, last=-given),
+        replace(long, seed=1),  # which goes the same way
         replace(long, frames=9),
         replace(long, frames=21, solver="sde"),
     ]
@@ -144,11 +145,16 @@ def test_longer_clips_go_on_window_by_window(request, model):
         assert [p.number for p in previews] == list(range(len(expected)))
 
 
-def test_evaluations_of_a_window_are_bounded(clips):
-    asked = Request(("left",), steps=4, frames=17, solver="heun")
-    with engine_of(clips, Limits(evaluations=3), lanes=1) as engine:
-        ((failed,),) = made(engine, [asked])
-    assert "more than 3 evaluations" in str(failed.error)
+def test_long_clips_that_are_too_much_are_refused(clips):
+    long = Request(("left",), frames=17)
+    with engine_of(clips, Limits(film_bytes=17 * 3 * 16 * 16), lanes=1) as engine:
+        engine.cancel(engine.submit(long, print))
+        with pytest.raises(InputError, match="2 of 17 frames of 16x16 take 0 MiB, expected at most 0; ask for fewer"):
+            engine.submit(replace(long, count=2), print)
+        for classes, names in ((("left", "right"), 2), ((), 2)):
+            with pytest.raises(InputError, match=f"one prompt or class at a time, received {names}"):
+                engine.submit(replace(long, classes=classes), print)
+        engine.cancel(engine.submit(replace(long, classes=(), frames=9), print))
 
 
 def test_a_long_clip_that_nobody_waits_for_frees_its_place(clips):
@@ -196,4 +202,6 @@ def test_frames_that_are_given_to_some_are_no_condition_of_others():
     way = Request(("left",), steps=4)
     given = [replace(way, first=x_t[:, :, :1]), replace(way, last=x_t[:, :, :1]), replace(way, frames=5)]
     jobs = [Job(request, 1, 9, 0, print) for request in [way, *given, way]]
-    assert sorted(len(gang.jobs) for gang in gangs(jobs, 128)) == [1, 1, 1, 2]
+    assert sorted(len(gang.jobs) for gang in gangs(jobs, 128, 9)) == [1, 1, 1, 2]
+    assert [len(gang.jobs) for gang in gangs([Job(replace(way, frames=9), 1, 9, 0, print)] * 2, 128, 9)] == [2]
+    assert [len(gang.jobs) for gang in gangs([Job(replace(way, frames=9), 1, 5, 0, print)] * 2, 128, 5)] == [1, 1]

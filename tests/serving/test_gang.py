@@ -21,10 +21,10 @@ def test_only_those_of_one_way_go_together():
     others = [replace(way, steps=9), replace(way, guidance=2.0), replace(way, size=(8, 8)), replace(way, negative="x")]
     alone = [replace(way, solver=name) for name in ("ddpm", "rk45", "edm", "ddpm")]
     jobs = [job(request) for request in [*same, *others, *alone]]
-    assert sorted(len(gang.jobs) for gang in gangs(jobs, 128)) == [1] * 8 + [3]
+    assert sorted(len(gang.jobs) for gang in gangs(jobs, 128, 1)) == [1] * 8 + [3]
     plenty = [job(way, 2) for _ in range(7)]
-    assert [len(gang.jobs) for gang in gangs(plenty, 12)] == [3, 3, 1]  # with guidance, two rows a picture
-    assert [len(gang.jobs) for gang in gangs(plenty, 1)] == [1] * 7
+    assert [len(gang.jobs) for gang in gangs(plenty, 12, 1)] == [3, 3, 1]  # with guidance, two rows a picture
+    assert [len(gang.jobs) for gang in gangs(plenty, 1, 1)] == [1] * 7
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "fast", "unipc3"])

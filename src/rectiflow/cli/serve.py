@@ -33,13 +33,13 @@ class Serve:
         solver: Solver where a client says nothing; see rectiflow sample --help.
         guidance: w ≥ 0 where a client says nothing; 1 if left out, or 0 for a model without.
         max_queue: Requests that wait; further ones are refused with 429.
-        max_slots: Pictures of the trained size in flight; a clip counts as much as its frames.
+        max_slots: Pictures of the trained size in flight; a clip counts as much as its frames that are made at once.
         max_batch: Rows of the trained size in one call of the network, counted likewise.
         max_n: Pictures of a request.
         max_steps: Steps of a request.
         max_side: Longest side of a picture in pixels; 0 is twice that of the size trained on.
         max_frames: Most frames of a clip that is made at once, which is a window; 0 is the number trained on.
-        max_windows: Most windows of a longer clip, for a model that is given frames; each goes on from the one before.
+        max_windows: Most windows of a longer clip, the first included, for a model that is given frames; 1 for none.
         rate: Frames a second of clips where a client says nothing; if left out those of the model's training, or 8.
         lanes: Threads that call the network; 0 is one for each core on a CPU, and one elsewhere.
         precision: Of the network's arithmetic: float32, or bfloat16, in which a picture may differ a little with what

@@ -30,7 +30,7 @@ _WARM, _LEAST, _MOST = 2, 4, 200  # steps
 _LONG = 2.0  # seconds of a step that needs no second one to warm up
 _ALL = 20_000  # steps, up to which each is asked what kind it is
 _KINDS, _RARE = 8, 0.01  # kinds that are looked for, of at least such a share of the steps
-_OF_A_KIND = 3  # steps of each, of which the first is not counted
+_OF_A_KIND = 3  # steps of each, or 2 long ones, of which the first is not counted
 RUN = "run"  # the folder of a rehearsed run
 
 
@@ -161,14 +161,16 @@ class _Rehearsal:
         aside = self._take(0, seen)
         often = [kind for kind, known in kinds.items() if known.count >= _RARE * self.steps]
         for kind in sorted(often, key=lambda kind: kinds[kind].first)[:_KINDS]:
-            costs = seen.setdefault(kind, [])
-            for _ in range(_OF_A_KIND):
-                if len(costs) < (1 if costs and costs[0].wall > _LONG else _OF_A_KIND):
-                    self._take(max(0, kinds[kind].shown - 1), seen, kind)
+            costs, shown = seen.setdefault(kind, []), kinds[kind].shown
+            for _ in range(_OF_A_KIND if 0 < shown < self.steps - 1 else 0):
+                if len(costs) < (2 if costs and costs[-1].wall > _LONG else _OF_A_KIND):
+                    self._take(shown - 1, seen, kind)
         seen = {kind: costs for kind, costs in seen.items() if costs}
         firsts = [(kind, costs[0]) for kind, costs in seen.items() if len(costs) > 1]
         warmed = {kind: costs[1:] or costs for kind, costs in seen.items()}
-        usual = clock.mean([cost for costs in warmed.values() for cost in costs] or [cost for _, cost in aside])
+        usual = clock.mean(
+            [cost for costs in warmed.values() for cost in costs] or [cost for _, cost in aside] or [Cost()]
+        )
         means = {kind: clock.mean(warmed[kind]) if kind in warmed else usual for kind in kinds}
         if seen:
             spent = [(cost - means.get(kind, usual)).at_least(Cost()) for kind, cost in [*aside, *firsts]]

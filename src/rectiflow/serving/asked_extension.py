@@ -16,7 +16,7 @@ from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, check_rate, naming, parsed, request_of, within
 
 _ID = "video[id]"  # as clients flatten {"video": {"id": …}}
-_LONGEST = 1000  # frames of a film that goes on: it is held in memory
+_LONGEST = 1000  # frames of a film that has gone on: it is held in memory
 _VIDEO = 'video: expected a film: a file of a form, or {"id": "video_…"} of a finished one of this server'
 
 
@@ -87,11 +87,12 @@ def extension_of(served: Served, fields: AskedExtension, film: bytes) -> Wanted:
     request = request_of(served, Asked(**shared), window)
     size = request.size or served.pipeline.size
     channels = served.pipeline.shape[0]
-    held = min(_LONGEST, served.limits.film_bytes // (channels * size[0] * size[1]))
+    held = min(_LONGEST - STRIDE, served.limits.film_bytes // (channels * size[0] * size[1]))
     ending, count, rate = naming("video", lambda: read_frames(film, channels, size, held, OVERLAP))
     check_rate(rate, "video")
     overlap = min(usual_overlap(window), 1 + (count - 1) // STRIDE * STRIDE)
-    new = _new_frames(fields, window - overlap, longest_clip(served.pipeline, served.limits) - overlap, rate)
+    most = min(longest_clip(served.pipeline, served.limits) - overlap, (_LONGEST - count) // STRIDE * STRIDE)
+    new = _new_frames(fields, min(window - overlap, most), most, rate)
     end = to_float(ending[:, -overlap:].permute(0, 4, 1, 2, 3))
     request = replace(request, frames=overlap + new, first=end)
     naming("video", lambda: served.pipeline.labels(request))

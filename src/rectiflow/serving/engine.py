@@ -96,11 +96,14 @@ class Engine:
         """
         pictures = len(self.pipeline.labels(request))
         height, width = request.size or self.pipeline.size
-        window = most_frames(self.pipeline, self.limits)
-        frames = min(request.frames or frames_trained(self.pipeline), window)  # the rest comes after
+        whole = request.frames or frames_trained(self.pipeline)
+        frames = min(whole, most_frames(self.pipeline, self.limits))  # a window; the others come after it
+        self._check_whole(
+            pictures, whole, (height, width), len(request.prompts or request.classes or self.pipeline.class_names)
+        )
         area = max(1, math.ceil(frames * height * width / math.prod(self.pipeline.size)))
         if pictures * area > self._share:
-            kind = "pictures" if frames == 1 else f"clips of {frames} frames"
+            kind = "pictures" if frames == 1 else f"clips of {frames} frames{' at once' if whole > frames else ''}"
             raise InputError(
                 f"{pictures} {kind} of {width}x{height} weigh {pictures * area} of the size trained on, more than "
                 f"the {self._share} that are made at a time; ask for fewer or for smaller ones."
@@ -115,6 +118,19 @@ class Engine:
             self._queue.append(job)
             self._change.notify_all()
         return job
+
+    def _check_whole(self, clips: int, frames: int, size: tuple[int, int], names: int) -> None:
+        """Nothing, unless these are longer than what is made at once, and of several names or more than can be held."""
+        if frames <= most_frames(self.pipeline, self.limits):
+            return
+        if names > 1:
+            raise InputError(f"clips of {frames} frames are made of one prompt or class at a time, received {names}.")
+        held = clips * frames * self.pipeline.shape[0] * math.prod(size)
+        if held > self.limits.film_bytes:
+            raise InputError(
+                f"{clips} of {frames} frames of {size[1]}x{size[0]} take {held / 2**20:,.0f} MiB, expected at most "
+                f"{self.limits.film_bytes / 2**20:,.0f}; ask for fewer, shorter or smaller ones."
+            )
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for a job any more: it leaves the queue now, or its lane before the next evaluation."""

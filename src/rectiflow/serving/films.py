@@ -124,7 +124,7 @@ class Films:
         self.engine, self.served = engine, served
         self._films: dict[str, Film] = {}  # in the order in which they were asked for
         self._lock = threading.Lock()
-        self._writing = 0
+        self._writing = 0  # bytes of frames that wait to be written
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="films")
 
     def start(self, wanted: Wanted) -> Film:
@@ -135,7 +135,7 @@ class Films:
             Full: the queue is full.
             Closing: the engine is shutting down.
         """
-        if self._writing >= self.served.limits.queue:
+        if self._writing >= self.served.limits.film_bytes:
             raise Full(_RETRY)
         film = Film(wanted, self.served.limits.film_seconds)
         film.job = self.engine.submit(wanted.request, lambda event: self._hear(film, event))
@@ -205,7 +205,7 @@ class Films:
             film.let_go()
         elif isinstance(event, Finished) and not film.forgotten:
             with self._lock:
-                self._writing += 1
+                self._writing += event.pixels.numel()
             try:
                 self._writer.submit(self._write, film, event.pixels)
             except RuntimeError:  # shut down meanwhile
@@ -220,7 +220,7 @@ class Films:
             _LOG.exception("a film could not be written")
             film.error = refusal_of(error)
         with self._lock:
-            self._writing -= 1
+            self._writing -= pixels.numel()
             film.completed, film.files = time.time(), files
             film.let_go()
         self._forget_old()

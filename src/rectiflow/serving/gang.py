@@ -73,7 +73,7 @@ class Gathered(Source):
         return self.source.log_density(z)
 
 
-def gangs(jobs: Sequence[Job], batch: int, window: int = 1) -> list[Gang]:
+def gangs(jobs: Sequence[Job], batch: int, window: int) -> list[Gang]:
     """Jobs put together where they can be, and where a call of the network has room for all of their rows.
 
     Args:

@@ -240,19 +240,22 @@ class Lane:
         pipeline, request = joined(self.pipeline, gang)
         request = replace(request, precision=self.precision)
         windows = Windows(pipeline, request, usual_overlap(self.window), self.window)
-        parts: list[Tensor] = []  # what there is of clips that are longer than a window
-        while windows.done < windows.count - 1:
-            asked = windows.asked()
-            last = self._marched(gang, pipeline, asked, windows)
-            parts.append(levels(windows.add(self.pipeline.decode(last, asked))))
-        asked = windows.asked()
-        last = self._marched(gang, pipeline, asked, windows)
-        if parts:
-            job, pixels = gang.jobs[0], levels(windows.add(self.pipeline.decode(last, asked)))
-            job.tell(Finished(torch.cat([*parts, pixels], dim=1), time.monotonic() - job.since))
+        if windows.count > 1:
+            self._make_long(gang, windows)
             return
-        for job, pixels in self._pictures(gang, gang.jobs, last, asked):
+        last = self._marched(gang, pipeline, request, windows)
+        for job, pixels in self._pictures(gang, gang.jobs, last, request):
             job.tell(Finished(pixels, time.monotonic() - job.since))
+
+    def _make_long(self, gang: Gang, windows: Windows) -> None:
+        """Clips of one job, each window from the end of the one before."""
+        (job,) = gang.jobs
+        parts = []
+        while windows.done < windows.count:
+            asked = windows.asked()
+            last = self._marched(gang, self.pipeline, asked, windows)
+            parts.append(levels(windows.add(self.pipeline.decode(last, asked).cpu())))
+        job.tell(Finished(torch.cat(parts, dim=1), time.monotonic() - job.since))
 
     def _marched(self, gang: Gang, pipeline: Pipeline, request: Request, windows: Windows) -> State:
         """The state at the end of a window, which is what its jobs ask for if that is one, with previews on the way."""

@@ -11,7 +11,8 @@ from rectiflow.base.errors import InputError
 class Limits:
     """Bounds on memory, on time and on what a request may ask for.
 
-    A picture weighs its area in pictures of the size trained on, rounded up; a clip as much as its frames together.
+    A picture weighs its area in pictures of the size trained on, rounded up; a clip as much as its frames together, a
+    long one as much as those that are made at once.
 
     Args:
         queue: requests that wait; further ones are refused.
@@ -23,13 +24,14 @@ class Limits:
         evaluations: of the network by one request, or one window of a clip; bounds solvers that choose their own steps.
         side: longest side of a picture in pixels; 0 is twice that of the size trained on.
         frames: most frames of a clip that is made at once, which is a window; 0 is the number trained on.
-        windows: of a clip that is longer, for a model that is given frames.
+        windows: of a longer clip, the first included, for a model that is given frames.
         prompt: characters of a prompt.
         body: bytes of a request's body.
         upload: bytes of a body that may hold pictures which clips begin or end with.
         body_seconds: in which a body has to arrive.
         films: of the videos API, finished and kept; the oldest go.
-        film_bytes: of all of these together.
+        film_bytes: of all of these together; of the frames of one request for long clips, and of frames that wait to be
+            written.
         film_seconds: for which one is kept.
 
     Raises:

@@ -101,6 +101,7 @@ def test_each_stage_goes_on_where_it_was_stopped(tmp_path, console, monkeypatch,
     now = ["latent.train.keep=1", "latent.train.every.save=1"]
     assert not workflow.run(with_settings(read_run(run), now), run, console).finished
     assert [path.name for path in (run / "autoencoder" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert (read_run(run).latent.train.keep, read_run(run).latent.train.every.save) == (1, 1)  # --resume alone has them
     assert "whole shards are kept" in console.export_text(clear=False)
     assert main(["train", "--resume", str(run)]) == 130
     assert f"Go on: rectiflow train --resume {run}" in " ".join(capsys.readouterr().out.split())

@@ -12,6 +12,7 @@ import tyro
 
 from rectiflow.base.errors import InputError, near_miss, unknown
 from rectiflow.base.job import follows
+from rectiflow.base.memory_full import told_if_full
 from rectiflow.cli.average import Average
 from rectiflow.cli.compare import Compare
 from rectiflow.cli.data import Data
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = _parse(given or ["--help"])
-        return command() if isinstance(command, SHARED) or not follows() else 0
+        with told_if_full():
+            return command() if isinstance(command, SHARED) or not follows() else 0
     except InputError as error:
         if error.speaks_for_all or not follows():
             print(f"rectiflow: {' '.join(str(error).split())}", file=sys.stderr)

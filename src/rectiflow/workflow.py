@@ -1,15 +1,18 @@
 """Several stages as one restartable whole: autoencoder → latents → flow → scores, each skipped when it is done."""
 
 import json
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from rectiflow.autoencoders.config import check_frames, check_sides, fitted
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base.errors import InputError
+from rectiflow.base.memory_full import told_if_full
 from rectiflow.base.ranks import first_then_others, from_first
 from rectiflow.data.encode import encode_set
 from rectiflow.data.images import ImageSet, to_float
@@ -26,10 +29,24 @@ from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import LatentConfig, RunConfig
 from rectiflow.training.precision import resolve_device
 from rectiflow.training.run import Outcome, check_texts, pictures_of, train, train_here
-from rectiflow.training.run_folder import INDEX_NAME, SOURCE_INDEX_NAME, agreed_former, alone_in, finished, write_down
+from rectiflow.training.run_folder import (
+    INDEX_NAME,
+    SOURCE_INDEX_NAME,
+    STAGES,
+    agreed_former,
+    alone_in,
+    begun,
+    finished,
+    model_step,
+    owner,
+    read_run,
+    write_down,
+    write_settings,
+)
 from rectiflow.training.stages import Latents
 
-AUTOENCODER, PICTURES, LATENTS, SCORES = "autoencoder", "autoencoder-of-pictures", "latents", "evaluation"
+AUTOENCODER, PICTURES = STAGES
+LATENTS, SCORES = "latents", "evaluation"
 _FEWEST, _MOST = 20, 1000
 _UNEVEN = 0.25
 
@@ -51,13 +68,16 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
         return train(config, folder, console)
     config = _with_absolute_paths(config, config.latent)
     check_alike(config)
-    former = agreed_former(config, folder)
+    agreed_former(config, folder)  # what is refused leaves a folder as it was
     with alone_in(folder):
+        former = agreed_former(config, folder)  # until now another job may have had it
         if not finished(former or config, folder):
             check_texts(former or config)
         with first_then_others() as mine:
             if mine and former is None:
                 _begin(config, folder, console)
+            elif mine and former is not None and former != read_run(folder):
+                write_settings(former, folder)  # it remembers how it was last carried out
         former = former or config
         assert isinstance(former, RunConfig)
         return _Workflow(former, folder, console).run()
@@ -122,20 +142,21 @@ class _Workflow:
 
     def run(self) -> Outcome:
         """All stages in order; returns how the last one that was trained ended."""
-        if finished(self.config, self.folder):
-            outcome = Outcome(self.config.steps, finished=True, trained=False)
-        else:
+        outcome = Outcome(self.config.steps, finished=True, trained=False)
+        if not from_first(finished(self.config, self.folder)):
             space = self._autoencoder()
             if isinstance(space, Outcome):  # stopped by its user; nothing of the flow is trained yet
-                self._say(f"The autoencoder was stopped after step {space.step} of {self._latent.train.steps}.")
-                return Outcome(0, finished=False, trained=True, signal=space.signal)
+                return space
             data = open_set(self.config.data, self.folder / INDEX_NAME)
             try:
                 latents = Latents(space, self._encode(space, data))
             except KeyboardInterrupt:
                 self._say("The encoding was stopped; whole shards are kept.")
-                return Outcome(0, finished=False, trained=True)
+                return Outcome(0, finished=False, trained=True, signal=signal.SIGINT)
             outcome = train_here(self.config, self.config, self.folder, self.console, latents)
+        if outcome.finished and outcome.signal:
+            self._say("The model is trained; it was stopped before its scores.")
+            return replace(outcome, finished=False)
         if outcome.finished:
             self._evaluate()
         return outcome
@@ -152,21 +173,34 @@ class _Workflow:
                 self._say(note)
             return load_autoencoder(self._latent.autoencoder)
         asked, place = self._latent.train, self.folder / AUTOENCODER
+        stages = [(asked, place)]
         if self._latent.pictures is not None:
-            outcome = self._train(self._latent.pictures, self.folder / PICTURES)
-            if not outcome.finished:
-                return outcome
-            asked = asked.model_copy(update={"start_from": str((self.folder / PICTURES).absolute())})
-        outcome = self._train(asked, place)
-        return load_autoencoder(str(place)) if outcome.finished else outcome
+            pictures = self.folder / PICTURES
+            stages = [(asked.model_copy(update={"start_from": str(pictures.absolute())}), place)]
+            if not from_first(begun(asked, place)):  # else it has taken from them what it takes
+                stages.insert(0, (self._latent.pictures, pictures))
+        for stage, folder in stages:
+            outcome = self._train(stage, folder)
+            if outcome.signal or not outcome.finished:
+                return replace(outcome, step=0, finished=False)
+        return load_autoencoder(str(place))
 
     def _train(self, asked: AutoencoderRunConfig, place: Path) -> Outcome:
         """Train an autoencoder on the run's pictures; how they are cropped and mirrored is its own."""
+        if not asked.every.save:
+            name = f"{owner(place)[1]}every.save"
+            raise InputError(
+                f"{name} is 0, but a flow is trained in the latents of an autoencoder that is saved: rectiflow train "
+                f"--resume {self.folder} --set {name}={asked.steps}"
+            )
         own = {name: getattr(asked.data, name) for name in ("crop", "scale", "flip", "workers")}
         pictures = self.config.data.model_copy(update={**own, "source_dir": ""})
         own_run = self.config
         shared = {"data": pictures, "device": own_run.device, "threads": own_run.threads, "watch": own_run.watch}
-        return train(asked.model_copy(update=shared), place, self.console, self.folder / INDEX_NAME)
+        outcome = train(asked.model_copy(update=shared), place, self.console, self.folder / INDEX_NAME)
+        if outcome.signal:
+            self._say(f"The {place.name.replace('-', ' ')} was stopped after step {outcome.step} of {asked.steps}.")
+        return outcome
 
     def _encode(self, space: LatentSpace, data: ImageSet) -> ImageSet:
         folder = Path(self._latent.cache.dir) if self._latent.cache.dir else self.folder / LATENTS
@@ -174,6 +208,20 @@ class _Workflow:
         return open_latents(folder, fingerprint(digest(space), data, self.config.data, self._latent.cache), data)
 
     def _evaluate(self) -> None:
+        if from_first(model_step(self.folder / "model")) != self.config.steps:
+            self._say("not evaluated: nothing of the last step is saved, for every.save is 0.")
+            return
+        device = resolve_device(self.config.device)
+        fewer = "--count 200" if device.type == "cpu" else "--device cpu"
+        with told_if_full(
+            lambda: (
+                f"{device} had no memory left to score the model, which is whole, in {self.folder / 'model'}. Score it "
+                f"by itself: rectiflow evaluate {self.folder} {fewer}"
+            )
+        ):
+            self._score(device)
+
+    def _score(self, device: torch.device) -> None:
         out = self.folder / SCORES
         with first_then_others():
             about = describe(self.folder / "model")
@@ -187,7 +235,7 @@ class _Workflow:
             )
             return
         count = min(_MOST, len(data.held_out))
-        pipeline = Pipeline.load(self.folder, str(resolve_device(self.config.device)))
+        pipeline = Pipeline.load(self.folder, str(device))
         if self.config.data.source_dir:
             shown = open_source(self.config.data, pipeline.shape, self.folder / SOURCE_INDEX_NAME).unseen
             pipeline.start_from(lambda rows: to_float(shown.fetch(rows)), len(shown))
@@ -218,8 +266,11 @@ def encode(space: LatentSpace, data: ImageSet, folder: Path, config: RunConfig, 
     assert config.latent is not None
     cache, device = config.latent.cache, resolve_device(config.device)
     made_by = fingerprint(digest(space), data, config.data, cache)
-    space.network.to(device)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with (
+        told_if_full(lambda: _too_many(device, cache.batch)),
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        space.network.to(device)
         task = bar.add_task("encoding", total=None)
         manifest = encode_set(
             data,
@@ -238,6 +289,13 @@ def encode(space: LatentSpace, data: ImageSet, folder: Path, config: RunConfig, 
     )
     _compare_statistics(manifest, console)
     return manifest
+
+
+def _too_many(device: torch.device, batch: int) -> str:
+    words = f"{device} had no memory left while latents were encoded; whole shards are kept."
+    if batch == 1:
+        return f"{words} Not even one picture fits: use a smaller data.size, or another autoencoder, in another --run."
+    return f"{words} Encode fewer pictures at once: the same command with --set latent.cache.batch={batch // 2}"
 
 
 def _compare_statistics(manifest: Manifest, console: Console) -> None:

@@ -44,9 +44,19 @@ def test_a_failed_folder_keeps_the_former_one(tmp_path, failure):
 def test_a_crash_between_the_renames_is_recovered(tmp_path):
     folder = tmp_path / "model"
     write_folder(folder, lambda aside: (aside / "a").write_text("old"))
-    folder.rename(tmp_path / "model.old")
+    folder.rename(tmp_path / ".model.old")
     recover_folder(folder)
     assert (folder / "a").read_text() == "old"
+
+
+def test_copies_that_somebody_has_made_are_left_alone(tmp_path):
+    folder = tmp_path / "model"
+    for name in ("model.old", "model.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    for _ in range(2):
+        write_folder(folder, lambda aside: (aside / "a").write_text("new"))
+    assert {path.name for path in tmp_path.rglob("*")} == {"model", "a", "model.old", "model.tmp", "mine"}
 
 
 def test_replacing_a_folder_leaves_nothing_of_the_former(tmp_path):

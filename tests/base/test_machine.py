@@ -50,6 +50,32 @@ def test_nobody_bounds_what_has_no_groups(tmp_path):
     assert machine._allowances(tmp_path / "none", tmp_path) == [machine._UNLIMITED]
 
 
+def test_a_system_that_does_not_say_what_is_free_bounds_nothing(tmp_path):
+    told = tmp_path / "meminfo"
+    assert machine._free(told) == machine._UNLIMITED
+    told.write_text("MemTotal:       16000 kB\n\nHugePages_Total:       0\n")
+    assert machine._free(told) == machine._UNLIMITED
+    told.write_text("MemTotal:       16000 kB\nMemAvailable:    8000 kB\n")
+    assert machine._free(told) == 8000 * 1024
+
+
+WINDOWS = """
+import sys
+from pathlib import Path
+sys.modules["resource"] = None
+import torch
+from rectiflow.base import machine
+machine._PROC = Path("nowhere")
+assert machine.available(torch.device("cpu")) == machine._UNLIMITED
+machine.forget_peak(torch.device("cpu"))
+assert machine.peak(torch.device("cpu")) == 0
+"""
+
+
+def test_a_system_without_either_is_no_obstacle():
+    subprocess.run([sys.executable, "-c", WINDOWS], check=True)
+
+
 PEAKS = """
 import torch
 from rectiflow.base import machine

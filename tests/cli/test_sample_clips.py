@@ -58,6 +58,26 @@ def test_films_run_as_the_model_was_trained(model, tmp_path, told, asked, millis
     assert film.info["duration"] == pytest.approx(milliseconds, abs=10)
 
 
-@pytest.mark.parametrize("told", [0, -1, "8", math.nan, 1e9, None])
+@pytest.mark.parametrize("rate", ["0", "0.0001", "241"])
+def test_a_rate_that_no_film_has_is_refused(model, tmp_path, capsys, rate):
+    out = tmp_path / "x.gif"
+    assert main(["sample", str(model), "--steps", "1", "--out", str(out), "--rate", rate]) == 2
+    assert f"--rate is 0.1 to 240 frames a second, received {rate}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [["--steps", "1000"], ["--steps", "1000", "--solver", "rk45"]])
+def test_of_a_filmstrip_only_what_is_shown_is_held(model, tmp_path, monkeypatch, capsys, asked):
+    """Three pictures of 8×8, however many steps there are."""
+    out = tmp_path / "film.png"
+    asked = ["sample", str(model), *asked, "--frames", "1", "--filmstrip", "3", "--out", str(out)]
+    monkeypatch.setattr("rectiflow.base.machine.available", lambda device: 2 * 4 * 3 * 64)
+    assert main(asked) == 0
+    assert Image.open(out).size[0] == 4 * (3 * 9 + 1)
+    monkeypatch.setattr("rectiflow.base.machine.available", lambda device: 2 * 4 * 3 * 64 - 1)
+    assert main(asked) == 2
+    assert "3 of 1×1×8×8 take 0.0 GB of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", [0, -1, 1e-4, "8", math.nan, 1e9, None])
 def test_a_rate_that_is_none_is_not_believed(told):
     assert rate_of({"rate": told}) == 8.0

@@ -1,5 +1,8 @@
 """Clips into files and back."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -107,12 +110,56 @@ def test_a_strip_has_the_first_frame_and_the_last():
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "words"), [("x.mp4", 0, "positive"), ("x.gif", -1, "positive"), ("x.wmv", 10, "expected .mp4")]
+    ("name", "rate", "words"),
+    [
+        ("x.mp4", 0, "0.1 to 240 frames a second, received 0"),
+        ("x.mp4", 1e-4, "received 0.0001"),
+        ("x.gif", 1e-3, "received 0.001"),
+        ("x.gif", -1, "received -1"),
+        ("x", float("nan"), "received nan"),
+        ("x.wmv", 10, "expected .mp4"),
+    ],
 )
 def test_bad_requests(tmp_path, name, rate, words):
     with pytest.raises(InputError, match=words) as caught:
         save_clip(clip(), tmp_path / name, rate, {})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_the_slowest_clip(tmp_path, kind):
+    save_clip(clip(3), tmp_path / f"x.{kind}", 0.1, {}, scale=1)
+    assert [frame.time for frame in frames_of(tmp_path / f"x.{kind}")] == [0, 10, 20]
+
+
+LARGE = """
+import sys
+from pathlib import Path
+import torch
+from rectiflow.base import machine
+from rectiflow.cli.output import Output
+cpu, folder = torch.device("cpu"), Path(sys.argv[1])
+
+def more(path, pixels):
+    machine.forget_peak(cpu)
+    before = machine.peak(cpu)
+    Output(folder / path).write(pixels, torch.zeros(len(pixels)), {}, [{}] * len(pixels))
+    return machine.peak(cpu) - before
+
+small = torch.zeros(1, 3, 16, 8, 8)
+for path in ("x.npz", "x.gif", "x.mp4", "x.png"):
+    more(path, small)  # what is loaded for it
+wide = torch.zeros(4, 3, 16, 512, 512)
+for path in ("x.npz", "x.png"):
+    assert more(path, wide) < wide.nbytes, path
+for path, frames in (("x.gif", 150), ("x.mp4", 1000)):  # brought to 256 × 256
+    assert more(path, torch.zeros(1, 3, frames, 32, 32)) < frames * 3 * 256**2 / 2, path
+"""
+
+
+def test_samples_are_written_within_the_memory_that_they_are_refused_by(tmp_path):
+    """As much again as they take themselves; in a process of its own, of which no other test's memory is."""
+    subprocess.run([sys.executable, "-c", LARGE, str(tmp_path)], check=True)
 
 
 def test_what_cannot_be_written_leaves_the_former_file(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 import bisect
 import itertools
+from contextlib import contextmanager
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from rectiflow.data import film_frames
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Unusable
 from rectiflow.data.film_frames import Frame, frames_of, taken
-from rectiflow.data.films import Window, inspect_film, read_window, windows
+from rectiflow.data.films import Window, how_many, inspect_film, read_window, windows
 from tests.data.film_files import even, number_in, write_animation, write_film
 
 UNEVEN = [0.0, 0.1, 0.13, 0.3, 0.34, 0.5, 0.9, 0.95, 1.0, 1.1, 1.2, 1.3, 1.6, 1.65, 1.7, 1.8, 1.9, 2.0, 2.4, 2.5]
@@ -76,8 +78,8 @@ def test_windows_are_all_frames_one_after_another(folder, name):
     facts = inspect_film(path, whole=True).film
     assert facts.rate == pytest.approx(1 / (times[1] - times[0]), rel=1e-3)
     assert not facts.varies
-    some, left = windows(facts, 9, None)
-    assert (len(some), left) == divmod(len(times), 9)
+    some = windows(facts, 9, None)
+    assert (len(some), how_many(facts, 9, None)) == (len(times) // 9, divmod(len(times), 9))
     assert [n for w in some for n in numbers(path, w.start, w.rate, w.gap, 9)] == list(range(9 * len(some)))
 
 
@@ -94,7 +96,7 @@ def test_the_container_alone_says_the_same_times(folder, name):
 def test_another_rate_takes_the_nearest_frames(folder, rate):
     path, times = film(folder, "B-frames and long groups.mp4")
     facts = inspect_film(path, whole=True).film
-    for window in windows(facts, 17, rate)[0]:
+    for window in windows(facts, 17, rate):
         instants = window.start + np.arange(17) / rate
         off = np.abs(instants[:, None] - np.array(times))
         got = numbers(path, *window, 17)
@@ -105,7 +107,7 @@ def test_uneven_times_are_taken_not_counted(folder):
     path, times = film(folder, "uneven.mp4")
     facts = inspect_film(path, whole=True).film
     assert facts.varies
-    window = windows(facts, 25, 10)[0][0]
+    window = windows(facts, 25, 10)[0]
     shown = [max(n for n, time in enumerate(times) if time <= i / 10 + 0.05 + 1e-6) for i in range(25)]
     got = numbers(path, *window, 25)
     assert all(abs(a - b) <= 1 for a, b in zip(got, shown, strict=True))
@@ -144,7 +146,7 @@ def test_animated_pictures(tmp_path, kind):
     assert (facts.height, facts.width, facts.film.frames) == (16, 32, 10)
     assert facts.film.varies
     assert facts.film.rate == pytest.approx(25)
-    window = windows(facts.film, 13, None)[0][0]
+    window = windows(facts.film, 13, None)[0]
     shown = [number for number, last in enumerate(lasts) for _ in range(last // 40)]
     assert numbers(path, *window, 13) == shown[:13]
 
@@ -160,7 +162,7 @@ def test_turned_films_are_turned(tmp_path, turn):
     assert facts.film.turned
     assert (facts.height, facts.width) == ((16, 32) if turn == 180 else (32, 16))
     shape = (3, 5, facts.height, facts.width)
-    clip = read_window(path, windows(facts.film, 5, None)[0][3], DataConfig(set="folder"), shape, CENTRE)
+    clip = read_window(path, windows(facts.film, 5, None)[3], DataConfig(set="folder"), shape, CENTRE)
     back = np.rot90(np.moveaxis(clip, 0, -1), -turn // 90, (1, 2))
     assert [number_in(frame) for frame in back] == list(range(15, 20))
 
@@ -169,7 +171,7 @@ def test_frames_with_a_later_beginning(tmp_path):
     path = write_film(tmp_path / "x.mkv", [3 + time for time in even(40)], options={"g": "10", "bf": "2"})
     facts = inspect_film(path, whole=True).film
     assert facts.first == pytest.approx(3, abs=0.01)
-    assert [n for w in windows(facts, 5, None)[0] for n in numbers(path, *w, 5)] == list(range(40))
+    assert [n for w in windows(facts, 5, None) for n in numbers(path, *w, 5)] == list(range(40))
 
 
 def test_all_frames_have_one_crop_and_the_sizes_of_pictures(tmp_path):
@@ -188,18 +190,25 @@ def test_all_frames_have_one_crop_and_the_sizes_of_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("aspect", "kept"), [(None, True), (Fraction(16), True), (Fraction(17), False), (Fraction(1, 2**20), False)]
 )
-def test_pixels_of_an_absurd_shape_are_refused_before_they_are_made_square(tmp_path, aspect, kept):
+def test_pixels_of_an_absurd_shape_are_refused_before_they_are_made_square(tmp_path, monkeypatch, aspect, kept):
     """A container may say anything: 64 pixels a million times as wide as high would be gigabytes."""
-    av = film_frames.load_av()
-    with av.open(str(write_film(tmp_path / "x.mp4", even(2)))) as container:
-        frame = next(container.decode(video=0))
-    colours = av.video.reformatter.VideoReformatter()
+    path, plain = write_film(tmp_path / "x.mp4", even(2)), film_frames._film
+
+    @contextmanager
+    def film(*told):
+        with plain(*told) as (container, stream):
+            kept = {name: getattr(stream, name) for name in ("average_rate", "time_base", "codec_context")}
+            yield (
+                SimpleNamespace(format=container.format, demux=lambda _: container.demux(stream)),
+                SimpleNamespace(sample_aspect_ratio=aspect, **kept),
+            )
+
+    monkeypatch.setattr(film_frames, "_film", film)
     if kept:
-        width = film_frames._frame(frame, 0.0, aspect, colours).image().width
-        assert width == frame.width * (aspect or 1)
+        assert next(frames_of(path)).image().width == 32 * (aspect or 1)
     else:
         with pytest.raises(Unusable, match="times as wide as high"):
-            film_frames._frame(frame, 0.0, aspect, colours)
+            next(frames_of(path))
 
 
 def test_a_file_that_names_others_is_no_film(tmp_path):

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rectiflow.base.errors import InputError
-from rectiflow.data.given import read_end
+from rectiflow.data.given import read_end, read_film
+from rectiflow.data.images import to_float
 
 SHAPE = (1, 9, 4, 4)
 
@@ -21,12 +23,18 @@ def _levels(clip):
     return [round((float(frame.mean()) + 1) * 127.5 / 20) - 1 for frame in clip[0, 0]]
 
 
-@pytest.mark.parametrize("held", [0, 3, 7])
+@pytest.mark.parametrize("held", [(), (0,), (3,), (7,), (9,), (3, 9), (7, 9)])
 def test_a_film_is_gone_on_from_at_its_end_wherever_a_frame_was_held(tmp_path, held):
-    lasts = [100] * 10
-    lasts[held] = 2000
-    ends = _levels(read_end(_gif(tmp_path / "x.gif", lasts), 5, SHAPE))
-    assert ends == ([7, 7, 7, 8, 9] if held == 7 else [5, 6, 7, 8, 9])
+    """By its times, but for how long its last frame is shown; a server goes on from the same frames."""
+    lasts = [2000 if number in held else 100 for number in range(10)]
+    path = _gif(tmp_path / "x.gif", lasts)
+    end = read_end(path, 5, SHAPE)
+    assert _levels(end) == ([7, 7, 7, 8, 9] if 7 in held else [5, 6, 7, 8, 9])
+    frames, length, rate = read_film(path, 1, SHAPE[-2:], 100, 5)
+    assert torch.equal(to_float(frames.permute(3, 0, 1, 2))[None], end)
+    assert (length, rate) == (29 if held and held[0] < 9 else 10, pytest.approx(10))
+    whole = read_film(path, 1, SHAPE[-2:], 100).frames
+    assert (len(whole), torch.equal(whole[-5:], frames)) == (length, True)
 
 
 def test_an_even_film_ends_with_its_last_frames(tmp_path):
@@ -36,3 +44,5 @@ def test_an_even_film_ends_with_its_last_frames(tmp_path):
 def test_a_film_shorter_than_what_is_asked_is_refused(tmp_path):
     with pytest.raises(InputError, match="has 4 frames, expected 5 at least"):
         read_end(_gif(tmp_path / "x.gif", [100] * 4), 5, SHAPE)
+    with pytest.raises(InputError, match="one frame; expected a film"):
+        read_end(_gif(tmp_path / "x.gif", [100]), 5, SHAPE)

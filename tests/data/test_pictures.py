@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from rectiflow.base.errors import InputError
+from rectiflow.data import pictures
 from rectiflow.data.pictures import grid, save_folder, save_npz, save_png, screen_scale, to_image, to_uint8
 
 PIXELS = torch.arange(3 * 2 * 4, dtype=torch.uint8).reshape(3, 2, 4, 1)
@@ -15,6 +16,19 @@ def test_grey_levels_come_back():
     levels = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16)
     assert torch.equal(to_uint8(levels / 127.5 - 1)[0, ..., 0], levels[0, 0].to(torch.uint8))
     assert to_uint8(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("piece", [1, 100, 10**6])
+def test_clips_and_many_pictures_are_converted_piece_by_piece(monkeypatch, piece):
+    monkeypatch.setattr(pictures, "_PIECE", piece)
+    clips = 3 * torch.rand(2, 3, 5, 4, 6) - 1.5
+    levels = to_uint8(clips)
+    assert levels.is_contiguous()
+    expected = ((clips.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal(levels, expected.permute(0, 2, 3, 4, 1))
+    assert torch.equal(to_uint8(clips.transpose(1, 2).flatten(0, 1)), levels.flatten(0, 1))
+    assert to_uint8(clips[:0]).shape == (0, 5, 4, 6, 3)
+    assert torch.equal(to_uint8(clips.bfloat16()[:, :, 0]), to_uint8(clips.bfloat16().float()[:, :, 0]))
 
 
 def test_grid_places_pictures_row_by_row():

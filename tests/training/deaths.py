@@ -178,12 +178,12 @@ POINTS = {
     "the manifest is written": before(checkpoint, "put_folder"),
     "the checkpoint is renamed": after(checkpoint, "put_folder"),
     "an old one goes": before(shutil, "rmtree", lambda path, **_: Path(path).name.startswith("step-")),
-    "half a model": before(Path, "write_text", lambda path, *_: path.parent.name == "model.tmp"),
+    "half a model": before(Path, "write_text", lambda path, *_: path.parent.name == ".model.tmp"),
     "half of the last model": before(
-        Path, "write_text", lambda path, text, **_: path.parts[-3:-1] == ("run", "model.tmp") and LAST in text
+        Path, "write_text", lambda path, text, **_: path.parts[-3:-1] == ("run", ".model.tmp") and LAST in text
     ),
-    "between the model's renames": before(Path, "rename", renamed("model.tmp", "model")),
-    "the model is renamed": after(Path, "rename", renamed("model.tmp", "model")),
+    "between the model's renames": before(Path, "rename", renamed(".model.tmp", "model")),
+    "the model is renamed": after(Path, "rename", renamed(".model.tmp", "model")),
     "half a line": half_a_line,
     "a shard of latents": before(encode, "_write_blocks"),
     "a shard without its note": after(encode, "_write_blocks"),

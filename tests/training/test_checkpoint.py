@@ -39,36 +39,34 @@ def test_the_manifest_is_true(tmp_path):
 
 
 def test_only_what_was_saved_before_a_step_is_asked_for(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 9, every=2)
-    for step in (2, 3, 4):
-        checkpoints.save(step, state(step))
+    checkpoints = Checkpoints(tmp_path, 9)
+    for step in (2, 3):
+        checkpoints.save(step, state(step), regular=step == 2)
     assert checkpoints.newest_good(pytest.fail, regular=True, before=4) == 2
     assert checkpoints.newest_good(pytest.fail, before=4) == 3
     assert checkpoints.newest_good(pytest.fail, regular=True, before=2) is None
 
 
-def test_what_was_regular_when_it_was_saved_stays_so(tmp_path):
-    """The steps between saves may change when a run is gone on with; there must be something to go back to still."""
-    checkpoints = Checkpoints(tmp_path, 1, every=5)
-    for step in (10, 11):
-        checkpoints.save(step, state(step))
-    later = Checkpoints(tmp_path, 1, every=3)
-    assert later.newest_good(pytest.fail, regular=True) == 10
-    later.save(13, state(13))
-    assert later.steps() == [10, 13]
-    later.save(15, state(15))
-    assert later.steps() == [15]
+def test_those_of_stops_leave_the_others_as_they_are(tmp_path):
+    """As many to go back to are kept as of a run that was never stopped; of those of stops the newest alone."""
+    checkpoints = Checkpoints(tmp_path, 2)
+    left = []
+    for step in (10, 11, 12, 20, 21, 22, 30):
+        checkpoints.save(step, state(step), regular=step % 10 == 0)
+        left.append(checkpoints.steps())
+    assert left == [[10], [10, 11], [10, 12], [10, 20], [10, 20, 21], [10, 20, 22], [20, 30]]
 
 
 def test_a_manifest_of_before_says_nothing_of_that_and_is_read(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 9, every=2)
+    checkpoints = Checkpoints(tmp_path, 9)
     checkpoints.save(4, state(4))
     file = path_of(tmp_path, 4) / "manifest.json"
     values = json.loads(file.read_text())
+    assert "owed" not in values
     del values["regular"], values["sha256"]
     file.write_text(json.dumps({**values, "sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}, indent=1))
     assert checkpoints.newest_good(pytest.fail, regular=True) == 4
-    assert Checkpoints(tmp_path, 9, every=3).newest_good(pytest.fail, regular=True) is None
+    assert not checkpoints.owed(4)
 
 
 def test_nothing_there_is_nothing_good(tmp_path):
@@ -147,7 +145,8 @@ def test_training_goes_on_while_it_is_written(tmp_path, monkeypatch):
 
 
 def test_a_manifest_can_be_read_again():
-    manifest = Manifest.now(3, 2, float("nan"), {"b": Entry(size=1, sha256="x"), "a": Entry(size=2, sha256="y")})
+    files = {"b": Entry(size=1, sha256="x"), "a": Entry(size=2, sha256="y")}
+    manifest = Manifest.now(3, float("nan"), True, False, files)
     assert manifest.metric is None
     assert list(manifest.files) == ["a", "b"]
     values = json.loads(manifest.text())

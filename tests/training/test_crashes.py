@@ -132,11 +132,11 @@ def test_what_is_in_flight_is_not_lost_at_the_end_of_the_process(crashes):
 def test_leftovers_of_a_crash_go_at_the_next_start_and_nothing_else(tmp_path):
     Checkpoints(tmp_path, 2).save(1, state(1))
     shutil.copytree(path_of(tmp_path, 1), tmp_path / "step-00000002.tmp")
-    path_of(tmp_path, 1).rename(tmp_path / "step-00000001.old")  # cut off between the two renames
+    path_of(tmp_path, 1).rename(tmp_path / ".step-00000001.old")  # cut off between the two renames
     (tmp_path / "notes.tmp").write_text("mine")
     (tmp_path / "step-00000009.bad").mkdir()
     fresh = Checkpoints(tmp_path, 2)
     assert fresh.steps() == []  # asking changes nothing
-    assert names(tmp_path) == ["notes.tmp", "step-00000001.old", "step-00000002.tmp", "step-00000009.bad"]
+    assert names(tmp_path) == [".step-00000001.old", "notes.tmp", "step-00000002.tmp", "step-00000009.bad"]
     assert fresh.newest_good(pytest.fail) == 1
     assert names(tmp_path) == ["notes.tmp", "step-00000001", "step-00000009.bad"]

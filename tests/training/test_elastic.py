@@ -94,7 +94,7 @@ def test_killed_processes_bring_the_job_back_and_it_ends_as_if_never_stopped(tmp
     for name in ("a", "b"):
         saved = Checkpoints(tmp_path / name / "run" / "checkpoints", 2)
         assert saved.newest_good(pytest.fail) == STEPS
-        dcp_to_torch_save(saved._path(STEPS), tmp_path / "state.pt")
+        dcp_to_torch_save(saved.shelf.path(STEPS), tmp_path / "state.pt")
         states.append(torch.load(tmp_path / "state.pt", weights_only=False))
     assert same(*states)
     weights = [(tmp_path / name / "run" / "model" / "flow.safetensors").read_bytes() for name in ("a", "b")]

@@ -236,3 +236,41 @@ def test_stopped_while_bad_it_goes_on_as_if_never_stopped(small, tmp_path, monke
     assert train(asked, tmp_path / "cut", QUIET).finished
     left, right = (state(asked, tmp_path / name) for name in ("whole", "cut"))
     assert left["guard"]["counts"].tolist() == right["guard"]["counts"].tolist() == [0, 1, -1]
+    assert same(left, right)
+
+
+@pytest.mark.parametrize("steps", [[9], [7, 9]])
+def test_stopped_again_it_goes_as_far_back_twice(small, tmp_path, monkeypatch, steps):
+    """No good step comes of the first return; what was saved when it was stopped is no place to go back to, nor leaves
+    fewer of them.
+    """
+    asked = longer(small)
+    poison(monkeypatch, lambda step, detour: detour < 2 and step >= 9)
+    train(asked, tmp_path / "whole", QUIET)
+    for step in steps:
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            assert not train(asked, tmp_path / "cut", QUIET).finished
+    assert train(asked, tmp_path / "cut", QUIET).finished
+    assert same(state(asked, tmp_path / "whole"), state(asked, tmp_path / "cut"))
+
+
+def test_what_was_saved_on_a_branch_that_is_left_is_put_aside(small, tmp_path, monkeypatch):
+    """Stopped after step 8, the run goes back to 6, and is stopped at once: it goes on from 7, and not from 8."""
+    asked = longer(small)
+    poison(monkeypatch, lambda step, detour: detour == 0 and step in (8, 9))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7)
+        assert train(asked, tmp_path, QUIET).step == 8
+    original = Trainer._train
+
+    def stopped(self, step):
+        if self.stepper.guard.detours and step == 6:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", stopped)
+        assert train(asked, tmp_path, QUIET).step == 7
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps()[-1] == 7
+    assert Pipeline.load(tmp_path).training["step"] == 7

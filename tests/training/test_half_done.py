@@ -31,15 +31,17 @@ def test_halves_that_a_killed_process_left_are_cleared_away(tmp_path, small):
     run = tmp_path / "run"
     run.mkdir()
     (run / ".run.yaml.12.tmp").write_text("steps")
-    (run / "inventory.tmp").mkdir()
+    (run / ".inventory.tmp").mkdir()
     train(small, run, Console(quiet=True))
     for path in (run / ".metrics.jsonl.12.tmp", run / "samples" / ".00000500.png.7.tmp", run / "mine.tmp"):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    (run / "model").rename(run / "model.old")
+    (run / "model").rename(run / ".model.old")
+    for mine in ("model.old", "model.tmp", "inventory.old"):
+        (run / mine).mkdir()
     assert not train(small, run, Console(quiet=True)).trained
-    assert {path.name for path in run.rglob("*.tmp")} == {"mine.tmp"}
-    assert not (run / "model.old").exists()
+    assert {path.name for path in run.rglob("*.tmp")} == {"mine.tmp", "model.tmp"}
+    assert {path.name for path in run.rglob("*.old")} == {"model.old", "inventory.old"}
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / ".thesis.12.tmp").touch()

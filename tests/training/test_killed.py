@@ -34,7 +34,7 @@ def left_by(run, scratch):
             continue
         saved = Checkpoints(part / "checkpoints", 2)
         assert saved.newest_good(pytest.fail) == STEPS
-        dcp_to_torch_save(saved._path(STEPS), scratch)
+        dcp_to_torch_save(saved.shelf.path(STEPS), scratch)
         state = torch.load(scratch, weights_only=False)
         assert state.keys() == {"module", "ema", "optimiser", "guard", "step"}
         assert sum(tensor.numel() for tensor in state["module"].values()) > 1000
@@ -43,7 +43,7 @@ def left_by(run, scratch):
         found[part.name if part != run else "run"] = {
             "state": state,
             "metrics": [{name: line[name] for name in sorted(line.keys() - OF_TIME)} for line in lines],
-            "metric of the checkpoint": read_manifest(saved._path(STEPS)).metric,
+            "metric of the checkpoint": read_manifest(saved.shelf.path(STEPS)).metric,
             "kept": saved.steps(),
         }
     files = [path for name in ("model", "latents") for path in sorted((run / name).glob("*")) if path.name != ".lock"]

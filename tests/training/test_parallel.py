@@ -4,9 +4,11 @@ import json
 import os
 import socket
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 from rich.console import Console
 
 from rectiflow.base import ranks
@@ -115,6 +117,29 @@ def test_two_processes_train_an_autoencoder_against_its_discriminator(tmp_path):
     for name in names:
         torch.testing.assert_close(pair[name], parts_of_one[name], rtol=2e-3, atol=2e-3, msg=name)
     assert pair["logits_real"] != whole["logits_real"]
+
+
+def _latents_of_a_folder(folder):
+    from rectiflow import workflow
+    from tests.test_workflow import SMALL as LATENT
+
+    pictures = f"data={{set: folder, dir: {folder / 'pictures'}, size: 8, colour: grey, workers: 0}}"
+    outcome = workflow.run(resolve("latent", settings=(*LATENT, pictures)), folder / "run", QUIET)
+    assert outcome.finished
+    assert outcome.trained
+
+
+def test_two_processes_begin_a_run_of_latents_of_a_folder(tmp_path):
+    """Of the autoencoder's pictures too, which are the run's, the others take what the first one found."""
+    (tmp_path / "pictures").mkdir()
+    draws = np.random.default_rng(0)
+    for number in range(8):
+        pixels = draws.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    together(_latents_of_a_folder, tmp_path)
+    for part in ("run", "run/autoencoder"):
+        assert (tmp_path / part / "model" / "config.json").is_file()
+        assert (tmp_path / part / "inventory").is_dir()
 
 
 def test_parts_of_all_processes_are_the_batch(monkeypatch):

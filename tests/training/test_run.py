@@ -317,7 +317,7 @@ def test_how_a_run_is_carried_out_may_change(small, tmp_path, capsys):
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5, 6]
     found, wanted = (load_file(tmp_path / name / "model" / "flow.safetensors") for name in ("run", "whole"))
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6) for name in wanted)
-    assert read_run(tmp_path / "run").accumulate == 1  # for that start only
+    assert read_run(tmp_path / "run").accumulate == 2  # for the starts after that one too
 
 
 @pytest.mark.parametrize(("recipe", "stage"), [("latent", "train"), ("clips", "train"), ("clips", "pictures")])

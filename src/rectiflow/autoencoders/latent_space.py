@@ -26,7 +26,7 @@ class LatentSpace(Autoencoder):
     A batch goes through the network in parts of at most 2²⁰ pixels, or picture by picture, and a picture of a side
     longer than `tile` as overlapping tiles that are blended linearly. Slices change nothing. Tiles do: norms and
     attention see one tile in place of the picture. Clips go through in chunks of frames besides, which changes nothing:
-    the memory that a clip takes beside itself and its result does not depend on its length.
+    the memory that a clip takes beside itself and its result does not depend on its length, but for that of tiles.
 
     Args:
         network: the VAE, of pictures B×C×H×W or of clips B×C×T×H×W; the latter's latents are B×C′×T′×h×w.

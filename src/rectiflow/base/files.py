@@ -44,16 +44,26 @@ def write_text(path: Path, text: str) -> None:
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
+def aside_of(folder: Path) -> Path:
+    """Where a folder is filled before it is renamed: hidden, so that nobody's own copy has the name."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def former_of(folder: Path) -> Path:
+    """Where a folder lies for the moment in which another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder aside, then put it in the place of `folder`.
 
     If `fill` fails, what stood at `folder` stays as it was. Between the two renames a crash leaves the former
-    folder under `<name>.old`; `recover_folder` puts it back.
+    folder at `former_of` it; `recover_folder` puts it back.
 
     Raises:
         InputError: the disk is full or read-only (the message says that the former folder is kept).
     """
-    aside = folder.with_name(f"{folder.name}.tmp")
+    aside = aside_of(folder)
     recover_folder(folder)
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -76,9 +86,9 @@ def put_folder(aside: Path, folder: Path) -> None:
     Both lie in the same folder. A crash leaves what stood there or what comes; see `recover_folder`.
 
     Raises:
-        OSError: the disk's own; what stood there may lie under `<name>.old`.
+        OSError: the disk's own; what stood there may lie at `former_of` it.
     """
-    old = folder.with_name(f"{folder.name}.old")
+    old = former_of(folder)
     _flush(aside)
     if folder.exists():
         folder.rename(old)
@@ -89,7 +99,7 @@ def put_folder(aside: Path, folder: Path) -> None:
 
 def recover_folder(folder: Path) -> None:
     """Undo a replacement of `folder` that was cut off between its two renames."""
-    old = folder.with_name(f"{folder.name}.old")
+    old = former_of(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,6 @@
 """Memory of this machine and of this process, in bytes."""
 
 import math
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -43,10 +42,15 @@ def check_fits(count: int, shape: tuple[int, ...]) -> None:
 
 
 def _free(meminfo: Path) -> int:
-    if not meminfo.is_file():
-        return _UNLIMITED  # macOS: nobody says
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    free = _told(meminfo, "MemAvailable")
+    return _UNLIMITED if free is None else free  # macOS: nobody says
+
+
+def _told(file: Path, name: str) -> int | None:
+    """The bytes that a file of the system tells under a name; None if it does not."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    said = next((line.split()[1:] for line in lines if line.startswith(f"{name}:")), [])
+    return int(said[0]) * 1024 if said and said[0].isdigit() else None
 
 
 def _allowances(own: Path, root: Path) -> list[int]:
@@ -95,13 +99,16 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int:
-    """The greatest memory of this process since `forget_peak`."""
+    """The greatest memory of this process since `forget_peak`; 0 where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    status = _PROC / "self" / "status"
-    if status.is_file():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
+    told = _told(_PROC / "self" / "status", "VmHWM")
+    if told is not None:
+        return told
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

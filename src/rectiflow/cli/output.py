@@ -47,10 +47,10 @@ class Output:
             )
         if self.rate is None:
             return
-        from rectiflow.data.clips import FASTEST
+        from rectiflow.data.clips import FASTEST, SLOWEST
 
-        if not 0 < self.rate <= FASTEST:
-            raise InputError(f"--rate must be above 0 and up to {FASTEST:g} frames a second, received {self.rate:g}.")
+        if not SLOWEST <= self.rate <= FASTEST:
+            raise InputError(f"--rate is {SLOWEST:g} to {FASTEST:g} frames a second, received {self.rate:g}.")
 
     def write(
         self,
@@ -97,7 +97,7 @@ class Output:
         from rectiflow.data.clips import clip_grid, film_strip, rate_of, save_clip, save_clips
         from rectiflow.data.pictures import save_npz, save_png, to_uint8
 
-        levels = to_uint8(pixels.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(pixels), -1))
+        levels = to_uint8(pixels)
         rate = rate_of(about) if self.rate is None else self.rate
         if self.suffix == ".npz":
             save_npz(levels, labels, self.path)

@@ -261,12 +261,14 @@ class Sample:
         if clips and self.frames != 1:
             raise InputError("--filmstrip shows how single pictures come about; of a model of clips add --frames 1.")
 
-        check_room(pipeline, replace(request, count=request.count * (request.steps + 1)))  # every state is held
+        check_room(pipeline, replace(request, count=request.count * self.filmstrip))
 
         def films(start: int, stop: int) -> torch.Tensor:
-            states = [pipeline.decode(state, request).cpu() for state in pipeline.states(request, start, stop)]
-            moments = torch.linspace(0, len(states) - 1, self.filmstrip).round().long()
-            frames = torch.stack([states[i] for i in moments], dim=1)  # pictures × moments × C×H×W
+            shown = []
+            for state in pipeline.states(request, start, stop):
+                times = int((torch.linspace(0, state.steps, self.filmstrip).round() == state.step).sum())
+                shown += times * [pipeline.decode(state, request).cpu()] if times else []
+            frames = torch.stack(shown, dim=1)  # pictures × moments × C×H×W
             return frames.squeeze(3) if clips else frames
 
         frames = to_first(films, len(pipeline.labels(request)))

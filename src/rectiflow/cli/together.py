@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rectiflow.base.job import alone
+from rectiflow.base.memory_full import told_if_full
 
 
 @contextmanager
@@ -18,6 +19,6 @@ def together() -> Iterator[bool]:
         return
     from rectiflow.base.ranks import barrier, first, joined
 
-    with joined():
+    with joined(), told_if_full():
         yield first()
         barrier()

@@ -25,7 +25,7 @@ class Train:
         config: YAML file of settings laid over the recipe.
         set: Settings laid over both, such as network.width=64 or network.preset=S/2; values are YAML.
         resume: Go on with this run, by its own run.yaml; --set then changes how it is carried out, such as threads=4,
-            and nothing else.
+            from here on, and nothing else.
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
@@ -50,27 +50,32 @@ class Train:
         if self.resume is None:
             asked = asked_run(self.recipe, self.data, self.autoencoder, self.source, self.config, self.set)
 
+        from rectiflow.base.memory_full import told_if_full
         from rectiflow.base.ranks import first, joined
         from rectiflow.base.terminal import plain_console
         from rectiflow.cli.hint import sample_command
         from rectiflow.training.interrupt import AtOnceError, die
-        from rectiflow.training.run_folder import read_run
+        from rectiflow.training.run_folder import model_step, read_run
         from rectiflow.workflow import run
 
         name = self.data.absolute().name if self.data is not None else self.recipe
         folder = self.resume or self.run or Path("runs") / (name or self.recipe)
-        with joined():
+        with joined(), told_if_full():
             console = plain_console(quiet=not first())
             try:
                 outcome = run(asked or with_settings(read_run(folder), listed(self.set)), folder, console)
             except AtOnceError as error:
                 die(error.number)
-        if not outcome.trained:
+        saved = model_step(folder / "model")
+        if not outcome.finished:
+            kept = f" and saved after step {outcome.step}" if outcome.step else ""
+            words = f"Stopped{kept}. Go on: rectiflow train --resume {folder}"
+        elif not outcome.trained:
             words = f"{folder} is already trained ({outcome.step} steps)."
-        elif not outcome.finished:
-            words = f"Stopped and saved after step {outcome.step}. Go on: rectiflow train --resume {folder}"
-        elif not (folder / "model").exists():
-            words = f"{folder} is trained, and nothing of it was saved: every.save is 0."
+        elif saved != outcome.step:
+            what = "it" if saved is None else "its last step"
+            older = "" if saved is None else f" The model in {folder / 'model'} is that of step {saved}."
+            words = f"{folder} is trained, and nothing of {what} was saved: every.save is 0.{older}"
         else:
             words = f"The model is in {folder / 'model'}. Sample: {sample_command(folder, folder)}"
         console.print(words, soft_wrap=True)

@@ -4,10 +4,11 @@ import io
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from rectiflow.base.files import write_aside, write_folder, write_text
 from rectiflow.data.film_frames import load_av
 from rectiflow.data.pictures import grid, save_folder, to_image
 
-FASTEST = 240.0  # frames a second
+SLOWEST, FASTEST = 0.1, 240.0  # frames a second
 _USUAL = 8.0
 _SHOWN = 256  # screen pixels to which small clips are brought
 _COLOURS = 256  # of a gif's frame
@@ -35,7 +36,7 @@ def rate_of(training: Mapping[str, Any]) -> float:
         training: what the model says of its training.
     """
     rate = training.get("rate")
-    return float(rate) if isinstance(rate, int | float) and 0 < rate <= FASTEST else _USUAL
+    return float(rate) if isinstance(rate, int | float) and SLOWEST <= rate <= FASTEST else _USUAL
 
 
 def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, object], scale: int | None = None) -> None:
@@ -48,31 +49,30 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
     Args:
         pixels: uint8 T×H×W×C, C = 1 or 3.
         path: where to; replaced if it is there.
-        rate: frames a second, > 0.
+        rate: frames a second, 0.1 to 240.
         about: the settings that it was made with.
         scale: whole number of screen pixels for each pixel; None brings small clips to about 256 pixels, and leaves
             frames in a folder as they are.
 
     Raises:
-        InputError: another ending, no positive rate, PyAV missing (mp4 alone), or the file cannot be written.
+        InputError: another ending, another rate, PyAV missing (mp4 alone), or the file cannot be written.
     """
-    if not rate > 0:
-        raise InputError(f"a clip has a positive number of frames a second, received {rate}.")
+    if not SLOWEST <= rate <= FASTEST:
+        raise InputError(f"a clip has {SLOWEST:g} to {FASTEST:g} frames a second, received {rate:g}.")
     kind = path.suffix.lower()
     if kind not in (".mp4", ".gif", ""):
         raise InputError(f"{path}: expected .mp4, .gif, or no ending for a folder of frames; received {kind}.")
     if not kind:
         each = [{**about, "frame": number, "rate": rate} for number in range(len(pixels))]
-        write_folder(path, lambda aside: save_folder(_enlarged(pixels, scale or 1), aside, each))
+        write_folder(path, lambda aside: save_folder(_Enlarged(pixels, scale or 1), aside, each))
         return
-    larger = _enlarged(pixels, scale or clip_scale(*pixels.shape[1:3]))
+    larger = _Enlarged(pixels, scale or clip_scale(*pixels.shape[1:3]))
     comment = json.dumps(dict(about))
     if kind == ".mp4":
         load_av()
         write_aside(path, lambda aside: _write_mp4(larger, aside, rate, comment))
     else:
-        content = _gif(larger, rate, comment)
-        write_aside(path, lambda aside: aside.write_bytes(content))
+        write_aside(path, lambda aside: _write_gif(larger, aside, rate, comment))
 
 
 def save_clips(
@@ -83,7 +83,7 @@ def save_clips(
     Args:
         pixels: uint8 N×T×H×W×C.
         folder: made if need be; files of the same names in it are replaced.
-        rate: frames a second, > 0.
+        rate: frames a second, 0.1 to 240.
         about: N mappings, written into the clip and into its line.
         names: N names of files, without their ending; numbers if left out.
 
@@ -113,7 +113,7 @@ def read_about(path: Path) -> dict[str, Any]:
         with Image.open(path) as image:
             comment = image.info.get("comment", b"{}").decode()
     else:
-        with load_av().open(str(path)) as container:
+        with load_av().open(str(path.absolute())) as container:
             comment = container.metadata.get("comment", "{}")
     return dict(json.loads(comment))
 
@@ -149,14 +149,37 @@ def film_strip(pixels: Tensor, frames: int, scale: int = 1) -> Image.Image:
     return grid(pixels[:, moments].flatten(0, 1), shown, scale)
 
 
-def _enlarged(pixels: Tensor, scale: int) -> Tensor:
-    return pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+@final
+@dataclass(frozen=True)
+class _Enlarged:
+    """Frames of a clip, each made larger when its turn comes.
+
+    Args:
+        pixels: uint8 T×H×W×C.
+        scale: whole number of screen pixels for each pixel.
+    """
+
+    pixels: Tensor
+    scale: int
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what they become."""
+        return self.pixels.shape[1] * self.scale, self.pixels.shape[2] * self.scale
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for picture in self.pixels:
+            yield picture.repeat_interleave(self.scale, 0).repeat_interleave(self.scale, 1)
 
 
-def _write_mp4(pixels: Tensor, path: Path, rate: float, comment: str) -> None:
+def _write_mp4(pixels: _Enlarged, path: Path, rate: float, comment: str) -> None:
     av = load_av()
-    height, width = (side + side % 2 for side in pixels.shape[1:3])
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    height, width = (side + side % 2 for side in pixels.sides)
+    # FFmpeg would take the beginning of a relative name such as a:b.mp4 for a protocol.
+    with av.open(str(path.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
         stream.options = {"crf": "14", "preset": "medium"}
@@ -175,16 +198,19 @@ def _write_mp4(pixels: Tensor, path: Path, rate: float, comment: str) -> None:
         container.mux(stream.encode())
 
 
-def _gif(pixels: Tensor, rate: float, comment: str) -> bytes:
+def _write_gif(pixels: _Enlarged, path: Path, rate: float, comment: str) -> None:
     """Each frame with a palette of its own; Pillow would join equal frames, and lose their number."""
-    height, width = pixels.shape[1:3]
-    whole = [b"GIF89a", struct.pack("<HHBBB", width, height, 0x70, 0, 0)]
-    whole += [b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00", b"\x21\xfe", *_blocks(comment.encode()), b"\0"]
+    height, width = pixels.sides
+    head = [b"GIF89a", struct.pack("<HHBBB", width, height, 0x70, 0, 0)]
+    head += [b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00", b"\x21\xfe", *_blocks(comment.encode()), b"\0"]
     shown = [round(100 * number / rate) for number in range(len(pixels) + 1)]
     lasts = [max(_LEAST, end - start) for start, end in pairwise(shown)]
-    for picture, last in zip(pixels, lasts, strict=True):
-        whole += [b"\x21\xf9\x04", struct.pack("<BHBB", 4, last, 0, 0), _gif_image(_with_palette(to_image(picture)))]
-    return b"".join([*whole, b"\x3b"])
+    with path.open("wb") as file:
+        file.writelines(head)
+        for picture, last in zip(pixels, lasts, strict=True):
+            image = _gif_image(_with_palette(to_image(picture)))
+            file.writelines([b"\x21\xf9\x04", struct.pack("<BHBB", 4, last, 0, 0), image])
+        file.write(b"\x3b")
 
 
 def _blocks(content: bytes) -> Iterator[bytes]:

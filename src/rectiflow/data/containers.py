@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
+# Which an mp4 has at its top; after the last of them cameras may write what they like.
+_BOXES = frozenset(
+    b"ftyp styp pdin moov moof mfra mdat imda free skip wide pnot meta meco uuid udta sidx ssix emsg prft".split()
+)
 _SEGMENT = b"\x18\x53\x80\x67"
 
 
@@ -18,7 +22,7 @@ def is_cut(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        if head[4:8] in _BOXES:
             return _boxes_end(file) > size
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _segment_end(file) > size
@@ -30,7 +34,7 @@ def is_cut(path: Path) -> bool:
 
 
 def _boxes_end(file: BinaryIO) -> int:
-    """Where the boxes of an mp4 end by their own lengths."""
+    """Where the boxes of an mp4 end by their own lengths; what is none of them and does not fit is left alone."""
     size, place = file.seek(0, os.SEEK_END), 0
     while place < size:
         file.seek(place)
@@ -38,10 +42,8 @@ def _boxes_end(file: BinaryIO) -> int:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length == 0:  # up to the end of the file
+        if length < 8 or (head[4:8] not in _BOXES and place + length > size):  # 0 is up to the end of the file
             return size
-        if length < 8:
-            return place + 8
         place += length
     return place
 

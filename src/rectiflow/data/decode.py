@@ -16,7 +16,7 @@ from rectiflow.base.errors import InputError
 from rectiflow.data.config import DataConfig
 
 # Twice PIL's own threshold of a warning: where it begins to refuse.
-_MAX_PIXELS = 178_956_970
+MAX_PIXELS = 178_956_970
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -215,7 +215,7 @@ def _open(content: bytes) -> Image.Image:
         raise Unusable("not a picture") from error
     except Exception as error:  # a decoder may raise anything on bytes that it does not expect
         raise Unusable("damaged") from error
-    if image.width * image.height > _MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS:
         raise Unusable("enormous")
     return image
 

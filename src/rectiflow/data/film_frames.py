@@ -3,8 +3,10 @@
 Nothing is held but the frame that is looked at.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rectiflow.base.errors import InputError
-from rectiflow.data.decode import Unusable, opened
+from rectiflow.data.decode import MAX_PIXELS, Unusable, opened
 
 FILMS = frozenset({".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi"})
 ANIMATED = frozenset({".gif", ".webp"})
@@ -52,6 +54,52 @@ class Frame(NamedTuple):
     turned: bool = False
 
 
+class Bounds(NamedTuple):
+    """How much of a film is decoded at most; what is more makes it unusable.
+
+    Attributes:
+        frame: pixels of a frame, once they are square.
+        whole: pixels of all its frames, with those that are never shown.
+        frames: how many these are.
+    """
+
+    frame: int = MAX_PIXELS
+    whole: int = sys.maxsize
+    frames: int = sys.maxsize
+
+    def pixels(self, width: int, height: int, aspect: Fraction | None = None) -> int:
+        """Those of a frame, once they are square.
+
+        Args:
+            width: in pixels.
+            height: in pixels.
+            aspect: how many times as wide as high a pixel is; None is once.
+
+        Raises:
+            Unusable: they are too many, or absurdly wide or high.
+        """
+        if aspect and not 1 / _ODD <= aspect <= _ODD:
+            raise Unusable(f"its pixels are {float(aspect):g} times as wide as high")
+        count = width * height * max(1, float(aspect or 1))
+        if count > self.frame:
+            raise Unusable("enormous")
+        return round(count)
+
+    def check(self, pixels: int, frames: int) -> None:
+        """Nothing, if so many frames of so many pixels together may be decoded.
+
+        Raises:
+            Unusable: they may not.
+        """
+        if frames > self.frames:
+            raise Unusable(f"more than {self.frames:,} frames")
+        if pixels > self.whole:
+            raise Unusable(f"more than {self.whole:,} pixels in all")
+
+
+LOOSE = Bounds()  # of a film that nobody else has sent
+
+
 def load_av() -> Any:
     """PyAV.
 
@@ -67,21 +115,20 @@ def load_av() -> Any:
     return av
 
 
-def frames_of(path: Path, since: float = -np.inf) -> Iterator[Frame]:
+def frames_of(path: Path, since: float = -np.inf, bounds: Bounds = LOOSE) -> Iterator[Frame]:
     """The frames of a film in the order of their times, from the one that is shown at `since` or one before it.
 
     Raises:
         InputError: PyAV is not installed.
-        Unusable: it cannot be read; what came before has been given.
+        Unusable: it cannot be read, or is beyond the bounds; what came before has been given.
     """
     check_there(path)
-    if path.suffix.lower() in ANIMATED:
-        yield from _of_animation(path)
-        return
-    load_av()
+    animated = path.suffix.lower() in ANIMATED
+    if not animated:
+        load_av()
     last = -np.inf
     try:
-        for frame in _of_film(path, since):
+        for frame in _of_animation(path, bounds) if animated else _of_film(path, since, bounds):
             if frame.time > last:
                 yield frame
                 last = frame.time
@@ -142,8 +189,9 @@ def last_instant(time: float, lasts: float, gap: float) -> float:
     return time + max(gap / 2, lasts - gap / 2)
 
 
-def packet_times(path: Path) -> list[tuple[float, float]]:
-    """(time, seconds that it lasts) of each frame by the container alone, in their order; nothing is decoded.
+def packet_times(path: Path) -> list[tuple[float, float]] | None:
+    """(time, seconds that it lasts) of each frame by the container alone, in their order; None if it does not say of
+    each. Nothing is decoded.
 
     Raises:
         Unusable: it cannot be read.
@@ -154,6 +202,8 @@ def packet_times(path: Path) -> list[tuple[float, float]]:
             packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
             if counted:
                 return [(n / float(stream.average_rate), 0.0) for n in range(len(packets))]
+            if any(packet.pts is None for packet in packets):
+                return None
             return sorted({p.pts: (p.pts * unit, (p.duration or 0) * unit) for p in packets}.values())
     except (Unusable, InputError):
         raise
@@ -161,38 +211,44 @@ def packet_times(path: Path) -> list[tuple[float, float]]:
         raise Unusable(DAMAGED) from error
 
 
-def _of_film(path: Path, since: float) -> Iterator[Frame]:
+def _of_film(path: Path, since: float, bounds: Bounds) -> Iterator[Frame]:
     for back in _BACK if np.isfinite(since) else ():
-        with _film(path) as (container, stream):
-            frames = _from_key_frame(container, stream, since - back)
+        with _film(path, bounds) as (container, stream):
+            frames = _from_key_frame(container, stream, since - back, bounds)
             # Containers seek by the time of decoding, which comes before that of showing.
             first = next(frames, None)
             if first is not None and first.time <= since + _CLOSE:
                 yield first
                 yield from frames
                 return
-    with _film(path) as (container, stream):
-        yield from _decoded(container, stream, container.demux(stream), strict=True)
+    with _film(path, bounds) as (container, stream):
+        yield from _decoded(container, stream, container.demux(stream), bounds, strict=True)
 
 
 @contextmanager
-def _film(path: Path) -> Iterator[tuple[Any, Any]]:
+def _film(path: Path, bounds: Bounds = LOOSE) -> Iterator[tuple[Any, Any]]:
     """A film, and its stream of pictures."""
     av = load_av()
-    readers = {"format_whitelist": _READERS}
-    with av.open(str(path), metadata_errors="replace", container_options=readers) as container:
+    # Of a relative name such as a:b.mp4 FFmpeg would take the beginning for a protocol.
+    name, readers = str(path.absolute()), {"format_whitelist": _READERS}
+    # A codec counts what it decodes, which may be more than is shown; it is opened for a look at the file already.
+    most = {"max_pixels": str(2 * bounds.frame)}
+    with av.open(name, metadata_errors="replace", options=most, container_options=readers) as container:
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
             raise Unusable("no video stream")
-        if streams[0].codec_context is None:
+        coder = streams[0].codec_context
+        if coder is None:
             raise Unusable("its codec is not known here")
+        bounds.pixels(coder.width, coder.height, streams[0].sample_aspect_ratio)
+        coder.options = most
         # A batch's clips are decoded by several processes: more threads would only get in one another's way.
-        streams[0].codec_context.thread_count = 1
+        coder.thread_count = 1
         yield container, streams[0]
 
 
-def _from_key_frame(container: Any, stream: Any, target: float) -> Iterator[Frame]:
+def _from_key_frame(container: Any, stream: Any, target: float, bounds: Bounds) -> Iterator[Frame]:
     """The frames from the last key frame before `target` on; none if the film cannot be entered there."""
     counted = container.format.name == "avi"
     if counted and stream.codec_context.has_b_frames:  # avi has no times of showing: count from the beginning
@@ -208,35 +264,40 @@ def _from_key_frame(container: Any, stream: Any, target: float) -> Iterator[Fram
     key = float((first.dts if counted else first.pts) * stream.time_base)
     count = round(key * stream.average_rate) if counted else 0
     # Frames before the key frame refer to others that have not been read.
-    for frame in _decoded(container, stream, chain([first], packets), count):
+    for frame in _decoded(container, stream, chain([first], packets), bounds, count):
         if frame.time > key - _CLOSE:
             yield frame
 
 
 def _decoded(
-    container: Any, stream: Any, packets: Iterator[Any], count: int = 0, strict: bool = False
+    container: Any, stream: Any, packets: Iterator[Any], bounds: Bounds, count: int = 0, strict: bool = False
 ) -> Iterator[Frame]:
     counted = container.format.name == "avi"
     colours = load_av().video.reformatter.VideoReformatter()
+    frames = pixels = 0
     for packet in packets:
         for frame in packet.decode():
+            aspect = stream.sample_aspect_ratio
+            frames, pixels = frames + 1, pixels + bounds.pixels(frame.width, frame.height, aspect)
+            bounds.check(pixels, frames)
             if strict and frame.is_corrupt:
                 raise Unusable(DAMAGED)
             rate = stream.average_rate or 25
             time = float(count / rate) if counted or frame.pts is None else float(frame.pts * frame.time_base)
             count += 1
-            yield _frame(frame, time, stream.sample_aspect_ratio, colours)
+            yield _frame(frame, time, aspect, colours)
 
 
 def _frame(frame: Any, time: float, aspect: Any, colours: Any) -> Frame:
     turn = _turn(frame)
-    if aspect and not 1 / _ODD <= aspect <= _ODD:
-        raise Unusable(f"its pixels are {float(aspect):g} times as wide as high")
 
     def image() -> Image.Image:
-        kind = "gray" if frame.format.name.startswith("gray") else "rgb24"
-        # Threads of a context that is freed in a forked process are waited for without end.
-        picture = Image.fromarray(colours.reformat(frame, format=kind, threads=1).to_ndarray())
+        try:
+            kind = "gray" if frame.format.name.startswith("gray") else "rgb24"
+            # Threads of a context that is freed in a forked process are waited for without end.
+            picture = Image.fromarray(colours.reformat(frame, format=kind, threads=1).to_ndarray())
+        except Exception as error:  # there are kinds of pixels that are not converted
+            raise Unusable("its pixels cannot be converted") from error
         if aspect and aspect != 1:
             picture = picture.resize((max(1, round(picture.width * aspect)), picture.height), Image.Resampling.BICUBIC)
         return picture.transpose(turn) if turn is not None else picture
@@ -258,14 +319,13 @@ def _itself(image: Image.Image) -> Image.Image:
     return image
 
 
-def _of_animation(path: Path) -> Iterator[Frame]:
-    image, time = opened(path), 0.0
+def _of_animation(path: Path, bounds: Bounds) -> Iterator[Frame]:
+    image, time, pixels = opened(path), 0.0, 0
     for number in range(getattr(image, "n_frames", 1)):
-        try:
-            image.seek(number)
-            image.load()
-        except Exception as error:  # a decoder may raise anything on bytes that it does not expect
-            raise Unusable(DAMAGED) from error
+        image.seek(number)
+        pixels += bounds.pixels(*image.size)
+        bounds.check(pixels, number + 1)
+        image.load()
         lasts = (image.info.get("duration") or 0) / 1000 or _USUAL
         yield Frame(time, lasts, partial(_itself, image.copy()))
         time += lasts

@@ -14,6 +14,8 @@ from rectiflow.data.film_frames import (
     ANIMATED,
     DAMAGED,
     FILMS,
+    LOOSE,
+    Bounds,
     Frame,
     check_there,
     frames_of,
@@ -23,6 +25,7 @@ from rectiflow.data.film_frames import (
 )
 
 _UNEVEN = 0.0015  # seconds: webm counts in milliseconds
+_HELD = 100  # instants for each frame: a film of more is a picture, or its times are wrong
 
 
 class Window(NamedTuple):
@@ -55,44 +58,67 @@ def inspect_film(path: Path, whole: bool) -> Facts:
     Raises:
         Unusable: it is no film, is cut off, or cannot be read.
     """
-    check_there(path)
-    if is_cut(path):
-        raise Unusable(DAMAGED)
+    check_whole(path)
     frames = frames_of(path)
     first = next(frames, None)
     if first is None:
         raise Unusable("no frames")
     image = first.image()
     grey = image.mode in GREY
-    if whole or path.suffix.lower() in ANIMATED:
+    times = None if whole or path.suffix.lower() in ANIMATED else packet_times(path)
+    if times is None:
         times = [(frame.time, frame.lasts) for frame in _each(first, frames)]
-    else:
-        frames.close()  # type: ignore[attr-defined]
-        times = packet_times(path)
+    frames.close()  # type: ignore[attr-defined]
     if len(times) == 1 and path.suffix.lower() not in ANIMATED:
         raise Unusable("one frame")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    film = _film(times, first.turned) if len(times) > 1 else None
+    film = film_of(times, first.turned) if len(times) > 1 else None
     return Facts(image.height, image.width, grey, digest, film)
 
 
-def windows(film: Film, frames: int, rate: float | None) -> tuple[list[Window], int]:
-    """The windows of a film, one after another without overlap, and how many instants are left at its end.
+def check_whole(path: Path) -> None:
+    """Nothing, if a film can be opened, is not empty, and does not end before its container says.
+
+    Raises:
+        Unusable: it does, or cannot.
+    """
+    check_there(path)
+    if is_cut(path):
+        raise Unusable(DAMAGED)
+
+
+def how_many(film: Film, frames: int, rate: float | None) -> tuple[int, int]:
+    """How many windows a film has, one after another without overlap, and how many instants are left at its end.
 
     Args:
         film: its times.
         frames: T.
         rate: instants a second; None is the film's own rate.
+
+    Raises:
+        Unusable: the same frames would be taken over and over.
     """
+    instants = int((film.end - film.first) * (rate or film.rate) + 1e-6) + 1
+    if instants > _HELD * film.frames:
+        raise Unusable("stands still nearly all the time, or its times are wrong")
+    return divmod(instants, frames)
+
+
+def windows(film: Film, frames: int, rate: float | None) -> list[Window]:
+    """The windows of a film; see `how_many`."""
+    count, _ = how_many(film, frames, rate)
     rate = film.rate if rate is None else rate
-    instants = int((film.end - film.first) * rate + 1e-6) + 1
-    starts = [film.first + number * frames / rate for number in range(instants // frames)]
-    return [Window(start, rate, film.gap) for start in starts], instants % frames
+    return [Window(film.first + number * frames / rate, rate, film.gap) for number in range(count)]
 
 
 def read_window(
-    path: Path, window: Window, config: DataConfig, shape: Sequence[int], place: Sequence[float]
+    path: Path,
+    window: Window,
+    config: DataConfig,
+    shape: Sequence[int],
+    place: Sequence[float],
+    bounds: Bounds = LOOSE,
 ) -> np.ndarray:
     """The clip at a window, uint8 C×T×H×W, of which every frame is resized and cropped alike.
 
@@ -102,6 +128,7 @@ def read_window(
         config: background, filter, scale.
         shape: C, T, H, W.
         place: as for `decode`.
+        bounds: of what is decoded.
 
     Raises:
         Unusable: it cannot be read (any more), or ends before the window does.
@@ -111,7 +138,7 @@ def read_window(
     instants = [window.start + number / window.rate for number in range(count)]
     clip = np.empty((channels, count, height, width), np.uint8)
     before: Frame | None = None
-    for number, frame in enumerate(taken(frames_of(path, window.start), instants, window.gap)):
+    for number, frame in enumerate(taken(frames_of(path, window.start, bounds), instants, window.gap)):
         if before is not None and frame.time == before.time:
             clip[:, number] = clip[:, number - 1]
         else:
@@ -126,7 +153,8 @@ def _each(first: Frame, others: Iterator[Frame]) -> Iterator[Frame]:
     yield from others
 
 
-def _film(times: Sequence[tuple[float, float]], turned: bool) -> Film:
+def film_of(times: Sequence[tuple[float, float]], turned: bool = False) -> Film:
+    """The times of a film by those of its frames, two at least, and the seconds that each lasts."""
     starts = np.array([time for time, _ in times])
     gaps = np.diff(starts)
     mean, usual = float(gaps.mean()), float(np.median(gaps))

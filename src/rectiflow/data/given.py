@@ -1,10 +1,8 @@
 """Pictures that a user gives as conditions, out of files."""
 
-from collections import deque
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +13,11 @@ from rectiflow.base.errors import InputError
 from rectiflow.conditioning.picture import degradation
 from rectiflow.conditioning.picture_config import PictureConfig
 from rectiflow.data.config import DataConfig
-from rectiflow.data.decode import Unusable, decode, fit, flatten
+from rectiflow.data.decode import Unusable, decode
+from rectiflow.data.film_frames import LOOSE, Bounds, frames_of
+from rectiflow.data.films import Window, check_whole, film_of, read_window
 from rectiflow.data.images import to_float
 from rectiflow.data.survey import EXTENSIONS
-
-if TYPE_CHECKING:
-    from rectiflow.data.film_frames import Frame
 
 _PLAIN, _CENTRE = DataConfig(set="folder"), (0.5, 0.5, 1.0)
 _LARGEST, _MOST = 2**23, 2**31  # pixels of a frame, and of all frames, of a film that is read whole
@@ -68,31 +65,8 @@ def read_frame(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise InputError(f"{path}: {problem}; expected a picture that clips begin or end with.") from problem
 
 
-def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
-    """The last `count` frames of a film, at its own rate, for clips of shape C×T×H×W: 1×C×count×H×W in [−1, 1].
-
-    Raises:
-        InputError: no film, or one of fewer frames; one line.
-    """
-    from rectiflow.data.films import Window, inspect_film, read_window
-
-    try:
-        film = inspect_film(path, whole=True).film
-        if film is None or film.frames < count:
-            found = 1 if film is None else film.frames
-            raise InputError(f"{path} has {found} frames, expected {count} at least to go on from.")
-        # The last frame may be held for long; where gaps are uneven, their usual length does not tell when it comes.
-        last = film.first + (film.frames - 1) / film.rate
-        shown = film.end if film.varies else min(film.end, last)
-        window = Window(shown - (count - 1) / film.rate, film.rate, film.gap)
-        clip = read_window(path, window, _PLAIN, (shape[0], count, *shape[-2:]), _CENTRE)
-    except Unusable as problem:
-        raise InputError(f"{path}: {problem}; expected a film, such as .mp4, .webm or .gif.") from problem
-    return to_float(torch.from_numpy(clip))[None]
-
-
 class Ending(NamedTuple):
-    """How a film ends.
+    """How a film ends, at its own rate up to when its last frame appears, however long that is shown.
 
     Attributes:
         frames: its last ones, uint8 T×H×W×C.
@@ -105,8 +79,23 @@ class Ending(NamedTuple):
     rate: float
 
 
+def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
+    """The last `count` frames of a film, at its own rate, for clips of shape C×T×H×W: 1×C×count×H×W in [−1, 1].
+
+    Raises:
+        InputError: no film, or one of fewer frames; one line.
+    """
+    try:
+        ending = _ending(path, shape[0], (shape[-2], shape[-1]), count)
+    except Unusable as problem:
+        raise InputError(f"{path}: {problem}; expected a film, such as .mp4, .webm or .gif.") from problem
+    if ending.length < count:
+        raise InputError(f"{path} has {ending.length} frames, expected {count} at least to go on from.")
+    return to_float(ending.frames.permute(3, 0, 1, 2))[None]
+
+
 def read_film(path: Path, channels: int, size: tuple[int, int], most: int, last: int | None = None) -> Ending:
-    """The last frames of a film as they follow each other; no more than these are held.
+    """The last frames of a film, as `read_end` takes them; no more than these are held.
 
     Args:
         path: where it lies.
@@ -118,34 +107,27 @@ def read_film(path: Path, channels: int, size: tuple[int, int], most: int, last:
     Raises:
         InputError: no film, more frames than `most`, or too large ones; one line.
     """
-    clip, times, pixels = deque[Tensor](maxlen=last), list[float](), 0
     try:
-        for frame in _frames(path, most):
-            image = flatten(frame.image(), channels == 1, _PLAIN.background)
-            pixels += image.width * image.height
-            if image.width * image.height > _LARGEST or pixels > _MOST:
-                raise InputError(
-                    f"the film is {image.width}×{image.height}; expected at most {_LARGEST:,} pixels a frame, and "
-                    f"{_MOST:,} in all."
-                )
-            clip.append(torch.from_numpy(np.array(fit(image, _PLAIN, size, _CENTRE))))
-            times.append(frame.time)
+        return _ending(path, channels, size, last, Bounds(_LARGEST, _MOST, most))
     except Unusable as problem:
-        raise InputError(f"{problem}; expected a film, such as an mp4 file.") from problem
-    if len(times) < 2 or times[-1] <= times[0]:
-        raise InputError(f"{len(times)} frames in it; expected a film of two at least.")
-    frames = torch.stack(list(clip)).permute(0, 2, 3, 1)
-    return Ending(frames, len(times), (len(times) - 1) / (times[-1] - times[0]))
+        raise InputError(
+            f"{problem}; expected a film, such as an mp4 file, of at most {most:,} frames, {_LARGEST:,} pixels a frame "
+            f"and {_MOST:,} in all."
+        ) from problem
 
 
-def _frames(path: Path, most: int) -> "Iterator[Frame]":
-    from rectiflow.data.film_frames import check_there, frames_of
-
-    check_there(path)
-    for number, frame in enumerate(frames_of(path)):
-        if number == most:
-            raise InputError(f"the film has more than {most} frames; cut it.")
-        yield frame
+def _ending(path: Path, channels: int, size: tuple[int, int], last: int | None, bounds: Bounds = LOOSE) -> Ending:
+    check_whole(path)
+    times = [(frame.time, frame.lasts) for frame in frames_of(path, bounds=bounds)]
+    if len(times) < 2:
+        raise Unusable("one frame" if times else "no frames")
+    film, end = film_of(times), times[-1][0]
+    length = 1 + int((end - film.first) * film.rate + 1e-6)
+    bounds.check(0, length)
+    count = length if last is None else min(last, length)
+    window = Window(end - (count - 1) / film.rate, film.rate, film.gap)
+    clip = read_window(path, window, _PLAIN, (channels, count, *size), _CENTRE, bounds)
+    return Ending(torch.from_numpy(clip).permute(1, 2, 3, 0), length, film.rate)
 
 
 def _plain(file: Path, size: tuple[int, int], grey: bool) -> Tensor:

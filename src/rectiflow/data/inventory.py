@@ -9,7 +9,7 @@ from typing import Any
 from rectiflow.base.errors import InputError
 from rectiflow.data.config import DataConfig
 from rectiflow.data.decode import Facts, Unusable, inspect
-from rectiflow.data.films import Window, inspect_film, is_film, windows
+from rectiflow.data.films import Window, how_many, inspect_film, is_film, windows
 from rectiflow.data.shards import content
 from rectiflow.data.survey import EMPTY_SHARD, NOT_A_CLIP, NOT_A_PICTURE, Entry, Survey, survey
 
@@ -89,13 +89,13 @@ def _when(config: DataConfig, fact: Facts) -> list[dict[str, float | None]]:
         return [{}]
     if fact.film is None:
         return [dict.fromkeys(Window._fields)]
-    return [window._asdict() for window in windows(fact.film, config.frames, config.rate)[0]]
+    return [window._asdict() for window in windows(fact.film, config.frames, config.rate)]
 
 
 def _clips(config: DataConfig, used: Used, held_out: Sequence[bool]) -> Report:
     films = [(fact.film, out) for (_, fact), out in zip(used, held_out, strict=True) if fact.film is not None]
-    cut = [(*windows(film, config.frames, config.rate), out) for film, out in films]
-    counts = [sum(len(some) for some, _, held in cut if held == out) for out in (False, True)]
+    cut = [(*how_many(film, config.frames, config.rate), out) for film, out in films]
+    counts = [sum(some for some, _, held in cut if held == out) for out in (False, True)]
     rates = sorted(film.rate for film, _ in films)
     slower = sum(config.rate is not None and film.rate < 0.99 * config.rate for film, _ in films)
     own = f"{rates[0]:.4g}" if rates[-1] < 1.01 * rates[0] else f"{rates[0]:.4g} to {rates[-1]:.4g}"
@@ -107,7 +107,7 @@ def _clips(config: DataConfig, used: Used, held_out: Sequence[bool]) -> Report:
             f"of {config.frames} frames {sampled}: {counts[0]:,} to train on, {counts[1]:,} held out",
         ),
         ("from films", len(films), f"of {own} frames a second"),
-        ("cut into several", sum(len(some) > 1 for some, _, _ in cut), "longer ones; all clips of one are in one part"),
+        ("cut into several", sum(some > 1 for some, _, _ in cut), "longer ones; all clips of one are in one part"),
         ("frames left over", sum(left for _, left, _ in cut), "at the ends of films, fewer than a clip has"),
         ("of uneven times", sum(film.varies for film, _ in films), "taken by their times"),
         ("turned", sum(film.turned for film, _ in films), "as their files say"),
@@ -157,7 +157,7 @@ def _looked_into(config: DataConfig, path: str) -> Facts:
     if config.frames > 1 and is_film(path):
         fact = inspect_film(Path(config.dir, path), whole)
         if fact.film is not None:
-            if not windows(fact.film, config.frames, config.rate)[0]:
+            if not how_many(fact.film, config.frames, config.rate)[0]:
                 raise Unusable(f"shorter than {config.frames} frames")
             return fact
     return inspect(content(config.dir, path), whole)

@@ -1,7 +1,7 @@
 """Pictures out of tensors and into files: single, as a grid, or as the field's .npz."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,21 @@ from torch import Tensor
 
 from rectiflow.base.files import write_aside, write_text
 
+_PIECE = 2**22  # values that are converted at once
+
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Pictures in [−1, 1], B×C×H×W, to uint8 B×H×W×C; what lies outside is clipped."""
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    """Pictures in [−1, 1], B×C×H×W, to uint8 B×H×W×C, and clips B×C×T×H×W to B×T×H×W×C, on the CPU; what lies outside
+    is clipped. Beside the two little is held.
+    """
+    values = x.movedim(1, -1)
+    levels = torch.empty(values.shape, dtype=torch.uint8)
+    few = max(1, _PIECE // max(1, x.shape[1] * x.shape[-2] * x.shape[-1]))
+    wholes = zip(values, levels, strict=True) if x.dim() == 5 else [(values, levels)]
+    for whole, made in wholes:
+        for part, there in zip(whole.split(few), made.split(few), strict=True):
+            there.copy_(part.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8))
+    return levels
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -69,11 +80,13 @@ def save_npz(pixels: Tensor, labels: Tensor, path: Path) -> None:
     write_aside(path, fill)
 
 
-def save_folder(pixels: Tensor, folder: Path, about: Sequence[Mapping[str, object]], names: Sequence[str] = ()) -> None:
+def save_folder(
+    pixels: Iterable[Tensor], folder: Path, about: Sequence[Mapping[str, object]], names: Sequence[str] = ()
+) -> None:
     """Write one PNG for each picture and `metadata.jsonl`, a line each with `file_name` first.
 
     Args:
-        pixels: uint8 N×H×W×C.
+        pixels: N times uint8 H×W×C.
         folder: made if need be; files of the same names in it are replaced.
         about: N mappings, written into the picture and into its line.
         names: N names of files, without their ending; numbers if left out.

@@ -130,7 +130,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 def _attend_as_written(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
     # The backward pass of torch's kernel in bfloat16 on a CPU: 16.6 ms forward and backward of 32×8×64×32 with two
     # threads of torch 2.13 without AMX, 2.0 like this; 37 and 13 of 16×6×256×64, 63 and 43 of 8×6×512×64. Autocast made
-    # the softmax one of float32, which costs more than the rest; it is computed so in any case, and rounded once.
+    # the softmax one of float32, which costs more than the rest; it is computed so in any case, of scores that are
+    # rounded to bfloat16, which torch's kernel keeps in float32: without gradients, so for samples, that one is used.
     with torch.autocast("cpu", enabled=False):
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         if allowed is not None:

@@ -43,7 +43,7 @@ class _Kind(NamedTuple):
 
     first: int
     shown: int
-    count: int
+    often: int
 
 
 @final
@@ -159,7 +159,7 @@ class _Rehearsal:
         kinds = self._kinds()
         seen: dict[Hashable, list[Cost]] = {}
         aside = self._take(0, seen)
-        often = [kind for kind, known in kinds.items() if known.count >= _RARE * self.steps]
+        often = [kind for kind, known in kinds.items() if known.often >= _RARE * self.steps]
         for kind in sorted(often, key=lambda kind: kinds[kind].first)[:_KINDS]:
             costs, shown = seen.setdefault(kind, []), kinds[kind].shown
             for _ in range(_OF_A_KIND if 0 < shown < self.steps - 1 else 0):
@@ -179,7 +179,7 @@ class _Rehearsal:
             Window(
                 kind=repr(kind),
                 start=known.first,
-                count=known.count,
+                count=known.often,
                 taken=len(warmed.get(kind, [])),
                 mean=means[kind],
                 flops=self.trainer.watch.flops(known.first),

@@ -51,10 +51,8 @@ def nearest_frames(frames: float) -> int:
 
 def levels(x: Tensor) -> Tensor:
     """Pictures in [−1, 1], B×C×H×W or B×C×1×H×W, to uint8 B×H×W×C; clips B×C×T×H×W to uint8 B×T×H×W×C."""
-    if x.dim() == 4:
-        return to_uint8(x)
-    pixels = to_uint8(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1))
-    return pixels[:, 0] if pixels.shape[1] == 1 else pixels
+    pixels = to_uint8(x)
+    return pixels[:, 0] if x.dim() == 5 and x.shape[2] == 1 else pixels
 
 
 def up_to_middle(latents: Tensor) -> Tensor:

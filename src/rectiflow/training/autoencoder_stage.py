@@ -55,11 +55,12 @@ class AutoencoderStage(Stage):
         config: the run.
         data: pictures or clips to train on.
         device: where to train.
+        begun: whether its weights will come from a checkpoint: what it would begin from may be gone.
     """
 
     config: AutoencoderRunConfig
 
-    def __init__(self, config: AutoencoderRunConfig, data: ImageSet, device: torch.device) -> None:
+    def __init__(self, config: AutoencoderRunConfig, data: ImageSet, device: torch.device, begun: bool = False) -> None:
         config = config.model_copy(update={"network": fitted(config.network, data.shape[0])})
         # An autoencoder of pictures takes clips frame by frame.
         data = frames_of(data) if config.network.temporal == 1 else data
@@ -70,9 +71,9 @@ class AutoencoderStage(Stage):
         self.loader = Loader(data.train, config.data, config.batch, config.steps, config.seed, share(config))
         torch.manual_seed(config.seed % 2**63)
         self.vae, self.turns = build_autoencoder(config.network), ("autoencoder",)
-        if config.start_from:
+        if config.start_from and not begun:
             _start(self.vae, config.start_from)
-        elif self.vae.code is not None:
+        elif self.vae.code is not None and not begun:
             self._begin_from_linear_code(self.vae.code)
         networks: dict[str, nn.Module] = {"autoencoder": self.vae}
         self.discriminator: Discriminator | VideoDiscriminator | None = None

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from rectiflow.base import ranks
 from rectiflow.base.config import Config
 from rectiflow.base.errors import InputError
 from rectiflow.base.files import sha256
@@ -46,7 +47,8 @@ class Manifest(Config):
         step: steps done.
         world: how many processes wrote it; any other number may read it.
         metric: smaller is better; None if it was not measured or not finite.
-        regular: whether a run that is never stopped has it too; None in those of earlier versions.
+        regular: whether a run that is never stopped has it too; None is yes, in those of earlier versions.
+        owed: whether the run was stopped before it did what was due after this step; None is no.
         files: every file but the manifest, by name.
     """
 
@@ -57,26 +59,27 @@ class Manifest(Config):
     world: int = Field(ge=1)
     metric: float | None
     regular: bool | None = None
+    owed: bool | None = None
     files: dict[str, Entry]
 
     @classmethod
-    def now(
-        cls, step: int, world: int, metric: float | None, files: Mapping[str, Entry], regular: bool = True
-    ) -> "Manifest":
-        """The manifest of what has just been written."""
+    def now(cls, step: int, metric: float | None, regular: bool, owed: bool, files: Mapping[str, Entry]) -> "Manifest":
+        """The manifest of what has just been written by all processes of this job."""
         return cls(
             rectiflow=version("rectiflow"),
             torch=str(torch.__version__),
             step=step,
-            world=world,
+            world=ranks.world(),
             metric=metric if metric is not None and math.isfinite(metric) else None,
             regular=regular,
+            owed=owed or None,
             files=dict(sorted(files.items())),
         )
 
     def text(self) -> str:
         """The text of the file."""
-        values = self.model_dump(mode="json", exclude={"regular"} if self.regular is None else None)
+        later = {name for name in ("regular", "owed") if getattr(self, name) is None}
+        values = self.model_dump(mode="json", exclude=later)
         return json.dumps({**values, "sha256": hashlib.sha256(json.dumps(values).encode()).hexdigest()}, indent=1)
 
 

@@ -5,6 +5,7 @@ The profile p(τ; t, γ) that is asked for is met by a sum Σ xᵢ·p(τ; tᵢ, 
 then the same sum of the snapshots' weights.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def save_snapshot(run: Path, step: int, length: float, module: nn.Module) -> Non
         aside.write_bytes(save(weights, metadata={"step": str(step), "length": str(length)}))
 
     write_aside(run / FOLDER / f"step-{step:08d}-length-{length}.safetensors", fill)
+
+
+def forget_snapshots(run: Path, after: int) -> None:
+    """Remove those of later steps than the one that a run goes on from: they are taken again, or are of no step of it.
+
+    What cannot be removed stays.
+    """
+    for path in (run / FOLDER).glob("step-*.safetensors"):
+        step = path.name.removeprefix("step-")[:8]
+        if step.isdecimal() and int(step) > after:
+            with suppress(OSError):
+                path.unlink()
 
 
 def post_hoc(run: Path, length: float, step: int | None = None) -> PostHoc:

@@ -1,5 +1,6 @@
 """Devices and precision: chosen by what this machine has and by what was measured on it."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -8,6 +9,7 @@ import torch
 
 from rectiflow.base.autocast import autocast
 from rectiflow.base.errors import InputError, unknown
+from rectiflow.base.memory_full import is_full
 
 _REPEATS = 5
 _GAIN = 1.05
@@ -48,20 +50,36 @@ def resolve_precision(name: str, device: torch.device, step: Callable[[], None])
     if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         return "float32", "this CPU has no bfloat16 arithmetic"
     seconds = _measure(device, ("float32", "bfloat16"), step)
-    faster = seconds["float32"] > _GAIN * seconds["bfloat16"]
-    words = ", ".join(f"{precision} {1000 * s:.0f} ms" for precision, s in seconds.items())
+    # Where neither fits, bfloat16 is the one that may, once a step is shared or taken in more parts.
+    faster = math.isinf(seconds["float32"]) or seconds["float32"] > _GAIN * seconds["bfloat16"]
+    told = {precision: "does not fit" if math.isinf(s) else f"{1000 * s:.0f} ms" for precision, s in seconds.items()}
+    words = ", ".join(f"{precision} {about}" for precision, about in told.items())
     return ("bfloat16" if faster else "float32"), f"measured per step: {words}"
 
 
 def _measure(device: torch.device, precisions: Sequence[str], step: Callable[[], None]) -> dict[str, float]:
-    """Median seconds of a step in each precision, taken in turn so that a busy moment falls on all alike."""
+    """Median seconds of a step in each precision, taken in turn so that a busy moment falls on all alike.
+
+    A step that there is no memory for takes for ever.
+    """
     seconds: dict[str, list[float]] = {precision: [] for precision in precisions}
     for _ in range(_REPEATS + 1):
         for precision in precisions:
-            start = time.perf_counter()
-            with autocast(device, precision):
-                step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[precision].append(time.perf_counter() - start)
-    return {precision: median(values[1:]) for precision, values in seconds.items()}  # the first one warms up
+            if math.inf not in seconds[precision]:
+                seconds[precision].append(_seconds(device, precision, step))
+    # The first one warms up.
+    return {p: math.inf if math.inf in values else median(values[1:]) for p, values in seconds.items()}
+
+
+def _seconds(device: torch.device, precision: str, step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    try:
+        with autocast(device, precision):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
+            raise
+        return math.inf
+    return time.perf_counter() - start

@@ -1,7 +1,7 @@
 """A run folder: begun, gone on with, or found finished; never overwritten by another run."""
 
-import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rectiflow.base.autocast import autocast
 from rectiflow.base.errors import InputError
-from rectiflow.base.ranks import first_then_others, from_first, started
+from rectiflow.base.memory_full import told_if_full
+from rectiflow.base.ranks import first_then_others, from_first, gather, started
 from rectiflow.conditioning.encoders import check_encoders
 from rectiflow.data.images import ImageSet
 from rectiflow.data.sets import copy_index, keep_index, open_set, open_source
@@ -25,16 +27,20 @@ from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.generators import GANStage, VAEStage
 from rectiflow.training.interrupt import Interrupt
+from rectiflow.training.less_memory import does_not_fit
 from rectiflow.training.log import RunLog, last_metrics
 from rectiflow.training.parallel import check_parallel
 from rectiflow.training.parts import parts
 from rectiflow.training.precision import resolve_device, resolve_precision
 from rectiflow.training.run_folder import (
+    CONFIG_NAME,
     INDEX_NAME,
     SOURCE_INDEX_NAME,
     agreed_former,
     alone_in,
+    begun,
     finished,
+    model_step,
     read_run,
     write_down,
 )
@@ -57,15 +63,15 @@ class Outcome:
 
     Args:
         step: steps done.
-        finished: whether that is all of them.
+        finished: whether that is all of them, and all that comes after them is done too.
         trained: whether this call trained at all.
-        signal: what asked it to stop, if it was asked.
+        signal: what asked it to stop, be it in the last step; 0 if nothing did.
     """
 
     step: int
     finished: bool
     trained: bool
-    signal: int = signal.SIGINT
+    signal: int = 0
 
 
 def source_of(config: TrainingConfig, data: ImageSet, index: Path | None) -> ImageSet | None:
@@ -105,8 +111,9 @@ def train(config: TrainingConfig, folder: Path, console: Console, index: Path | 
         InputError: the folder holds another run or something else, or training cannot go on; one line.
     """
     check_alike(config)
-    former = agreed_former(config, folder)
+    agreed_former(config, folder)  # what is refused leaves a folder as it was
     with alone_in(folder):
+        former = agreed_former(config, folder)  # until now another job may have had it
         return train_here(former or config, former, folder, console, index=index)
 
 
@@ -136,12 +143,13 @@ def _sets(
 ) -> tuple[ImageSet, ImageSet | None]:
     """The pictures of a run, and those that it starts from if it is a bridge.
 
-    Of several processes the first one looks through the folders and keeps what it found, the others open that.
+    Of several processes the first one looks through the folders and keeps what it found, the others open that; an
+    index that is given all of them open.
     """
     begins = former is None
     data = source = None
     with first_then_others() as mine:
-        where = index if begins and mine else folder / INDEX_NAME
+        where = index if begins and (mine or index is not None) else folder / INDEX_NAME
         data = pictures_of(config, where, console) if mine else open_set(config.data, where)
         if config.data.source_dir:
             source = source_of(config, data, None if begins and mine else folder / SOURCE_INDEX_NAME)
@@ -178,58 +186,92 @@ def train_here(
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
-    check_sinks(config.watch)
-    check_texts(config)
-    check_parallel(config)
-    data, source = _sets(config, former, folder, console, index)
-    stage = _stage(config, data, device, latents)
-    if source is not None:
-        stage.bridge_from(source)
-    apply_switches(stage.module, config)
-    with first_then_others() as mine:
-        precision, reason = ("", "")
-        if mine:
-            precision, reason = resolve_precision(config.precision, device, lambda: _probe(stage, config))
-    precision, reason = from_first((precision, reason))
-    config = stage.config.model_copy(update={"precision": precision})
-    with first_then_others() as mine:
-        # Settings that cannot be trained are refused before they are written down; whether a network can be compiled
-        # may be another question on another machine, and `compile` may have been set since.
-        if mine and (config != former or config.compile):
-            _probe(stage, config)
-        if mine and config != former:
-            if source is not None:
-                keep_index(source, folder / SOURCE_INDEX_NAME)
-            if former is None and index is not None:
-                copy_index(index, folder / INDEX_NAME)
-            write_down(config, data, folder)
-    if isinstance(stage, PictureStage) and stage.config.text is not None:
-        place = Path(stage.config.text.cache) if stage.config.text.cache else folder / CAPTIONS_NAME
-        with first_then_others():
-            stage.encoders = with_states(stage.encoders, data, place, console)
-    trainer = Trainer(stage, config, folder, device)
-    start = trainer.restore(lambda words: console.print(words, highlight=False, soft_wrap=True))
+    with told_if_full(partial(does_not_fit, config, folder, device)):
+        check_sinks(config.watch)
+        check_texts(config)
+        check_parallel(config)
+        data, source = _sets(config, former, folder, console, index)
+        stage = _stage(config, data, device, latents, begun(config, folder))
+        if source is not None:
+            stage.bridge_from(source)
+        apply_switches(stage.module, config)
+        config, reason = _settled(stage, former, folder, device, data, source, index)
+        if isinstance(stage, PictureStage) and stage.config.text is not None:
+            place = Path(stage.config.text.cache) if stage.config.text.cache else folder / CAPTIONS_NAME
+            with first_then_others():
+                stage.encoders = with_states(stage.encoders, data, place, console)
+        trainer = Trainer(stage, config, folder, device)
+        start = trainer.restore(lambda words: console.print(words, highlight=False, soft_wrap=True))
     size = sum(p.numel() for p in stage.module.parameters())
     console.print(
         f"{config.recipe}: {len(data.train)} training samples, {len(data.held_out)} held out; "
-        f"{size / 1e6:.2f} M parameters; {device}, {precision} ({reason}); step {start} of {config.steps}",
+        f"{size / 1e6:.2f} M parameters; {device}, {config.precision} ({reason}); step {start} of {config.steps}",
         highlight=False,
         soft_wrap=True,
     )
     for note in config.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    return _fit(trainer, console, start)
+
+
+def _settled(
+    stage: Stage,
+    former: TrainingConfig | None,
+    folder: Path,
+    device: torch.device,
+    data: ImageSet,
+    source: ImageSet | None,
+    index: Path | None,
+) -> tuple[TrainingConfig, str]:
+    """The run with its precision chosen, tried and written down; and what the precision was chosen from."""
+    chosen = ("", "")
+    with first_then_others() as mine:
+        if mine:
+            config = stage.config
+            with told_if_full(partial(does_not_fit, config, folder, device)):
+                chosen = resolve_precision(config.precision, device, lambda: _probe(stage, config, parts(config)[0]))
+                config = config.model_copy(update={"precision": chosen[0]})
+                # Settings that cannot be trained are refused before they are written down; whether a network can be
+                # compiled may be another question on another machine, and `compile` may have been set since.
+                if config != former or config.compile:
+                    # Weights that will be cut up all lie in this process as yet: one sample has to do.
+                    part = slice(1) if config.parallel.kind == "fsdp" else parts(config)[0]
+                    with autocast(device, config.precision):
+                        _probe(stage, config, part)
+            # A run that goes on remembers how it was last carried out.
+            if not (folder / CONFIG_NAME).exists() or config != read_run(folder):
+                if former is None and source is not None:
+                    keep_index(source, folder / SOURCE_INDEX_NAME)
+                if former is None and index is not None:
+                    copy_index(index, folder / INDEX_NAME)
+                write_down(config, data, folder)
+    precision, reason = from_first(chosen)
+    return stage.config.model_copy(update={"precision": precision}), reason
+
+
+def _fit(trainer: Trainer, console: Console, start: int) -> Outcome:
+    """Train to the last step, or until asked to stop."""
+    config, folder, device = trainer.config, trainer.folder, trainer.device
     with first_then_others():
         sinks = open_sinks(config.watch, folder, start, config.model_dump(mode="json"))
-    with Interrupt() as interrupt, RunLog(folder, start, config.steps, console, sinks) as log:
-        if start == config.steps:
-            trainer.save()  # the model was lost after its last checkpoint
-        done = trainer.fit(log, interrupt)
-    return Outcome(trainer.step, done, trained=True, signal=interrupt.signal or signal.SIGINT)
+    with Interrupt() as interrupt:
+        with (
+            RunLog(folder, start, config.steps, console, sinks) as log,
+            told_if_full(lambda: does_not_fit(config, folder, device, trainer.step)),
+        ):
+            if start == config.steps:
+                trainer.save()  # the model was lost after its last checkpoint
+            done = trainer.fit(log, interrupt)
+            if done:
+                saved = model_step(folder / "model") == trainer.step
+                log.reason = "" if saved else "nothing of the last step is saved: every.save is 0"
+        asked = max(gather(interrupt.signal))  # whichever process was asked: all stop, or none
+    return Outcome(trainer.step, done, trained=True, signal=asked)
 
 
-def _stage(config: TrainingConfig, data: ImageSet, device: torch.device, latents: Latents | None) -> Stage:
+def _stage(config: TrainingConfig, data: ImageSet, device: torch.device, latents: Latents | None, begun: bool) -> Stage:
     if isinstance(config, AutoencoderRunConfig):
-        return AutoencoderStage(config, data, device)
+        return AutoencoderStage(config, data, device, begun)
     assert isinstance(config, RunConfig)
     return GENERATORS[config.objective](config, data, device, latents)
 
@@ -244,13 +286,15 @@ def _report(data: ImageSet, console: Console) -> None:
     console.print(table)
 
 
-def _probe(stage: Stage, config: TrainingConfig) -> None:
+def _probe(stage: Stage, config: TrainingConfig, part: slice) -> None:
+    """A step there and back, by a part of its batch; no weight is moved."""
     try:
         for turn in stage.turns:
-            stage.loss(config.steps - 1, parts(config)[0], turn).backward()  # the last step has every term
+            stage.loss(config.steps - 1, part, turn).backward()  # the last step has every term
     except RuntimeError as error:
         if not config.compile or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise InputError(f"compile=true does not work on this machine ({reason}); set compile=false.") from error
-    stage.module.zero_grad(set_to_none=True)
+    finally:
+        stage.module.zero_grad(set_to_none=True)

@@ -45,7 +45,7 @@ class Status:
 
     Args:
         state: "training" while a process holds the folder.
-        reason: why it stopped or failed, if that is known.
+        reason: why it stopped, failed, or finished with nothing to show for it, if that is known.
         step: steps done, by its newest line of metrics or checkpoint.
         steps: in all.
         steps_per_second: of late, all that a run does beside training included; 0 if not known.
@@ -101,9 +101,11 @@ def _state(folder: Path, config: TrainingConfig, begun: bool) -> tuple[State, st
     said = _said(folder)
     if is_held(folder):
         return "training", ""
-    if finished(config, folder) or said.get("state") == "finished":
+    if finished(config, folder):
         return "finished", ""
     reason = str(said.get("reason", ""))
+    if said.get("state") == "finished":  # all steps are done; what was saved of them may be gone, or nothing was
+        return "finished", reason
     if said.get("state") == "failed":
         return "failed", reason
     if said.get("state") == "training":

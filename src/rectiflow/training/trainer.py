@@ -12,14 +12,16 @@ from torch import Tensor
 
 from rectiflow.base import ranks
 from rectiflow.base.errors import InputError
+from rectiflow.base.memory_full import is_full
 from rectiflow.data.pictures import save_png
 from rectiflow.training.bands import means
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.interrupt import AtOnceError, Interrupt
+from rectiflow.training.less_memory import smaller_parts
 from rectiflow.training.log import RunLog
 from rectiflow.training.optimiser import learning_rate
-from rectiflow.training.post_hoc import save_snapshot
+from rectiflow.training.post_hoc import forget_snapshots, save_snapshot
 from rectiflow.training.stage import Stage
 from rectiflow.training.stepper import Step, Stepper
 from rectiflow.training.watch import Watch
@@ -45,11 +47,10 @@ class Trainer:
         self.watch.begin()
         self.stepper = Stepper(stage, config, device)
         self.ema = self.stepper.ema
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints", config.keep, config.keep_best, config.save_aside, config.every.save
-        )
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep, config.keep_best, config.save_aside)
         self._held_out: float | None = None
         self.step = 0
+        self._owed = False  # whether what is due after this step is still to be done
         self._interrupt = Interrupt()
         self._pending: list[dict[str, Tensor]] = []  # what each step not yet looked at gave: losses, norm, observations
         self._told: set[str] = set()
@@ -64,7 +65,9 @@ class Trainer:
         Raises:
             InputError: it is of another network, or there are checkpoints and none can be used.
         """
-        self._take_up(self.checkpoints.newest_good(tell))
+        saved = self.checkpoints.newest_good(tell)
+        self._take_up(saved)
+        self._owed = saved is not None and self.checkpoints.owed(saved)
         return self.step
 
     def _take_up(self, saved: int | None) -> None:
@@ -75,6 +78,8 @@ class Trainer:
         self.stepper.load(state)
         self.step = state["step"]
         self._held_out = self.checkpoints.metric(saved)  # it stands until the next held-out check
+        if ranks.first():
+            forget_snapshots(self.folder, after=self.step)
 
     def fit(self, log: RunLog, interrupt: Interrupt) -> bool:
         """Train to the last step, or until asked to stop; True if the last step is done.
@@ -97,6 +102,8 @@ class Trainer:
 
     def _fit(self, log: RunLog) -> bool:
         every, steps = self.config.every, self.config.steps
+        if self._owed:
+            self._make_up(log)
         self._look()
         while self.step < steps:
             step = self._guarded()
@@ -107,18 +114,33 @@ class Trainer:
             stop = step.stop or (self._interrupt.asked and not ranks.started())
             if self._due(every.log) or stop:
                 self._tell_how_it_goes(log)
-            if not stop:
+            self._owed = stop and self.step < steps
+            if not self._owed:
                 self._show(log)
             if stop or (self.step == steps and every.save):
                 self._settle(log)
                 self.save()
-            elif self._due(every.save) and not self.stepper.guard.in_a_row:
-                # Amid bad steps the weights may be what is wrong: they must not become the last good ones.
+            elif self._regular:
                 self._save_if_it_can(log)
             if stop:
                 log.reason = "it was asked to, by Ctrl-C or SIGTERM"
                 break
         return self.step == steps
+
+    def _make_up(self, log: RunLog) -> None:
+        """What was due when the run was stopped; the checkpoint is then as that of a run which never was."""
+        self._owed = False
+        self._show(log)
+        if self._regular:
+            self._save_if_it_can(log)
+
+    @property
+    def _regular(self) -> bool:
+        """Whether a run saves here that is never stopped.
+
+        Amid bad steps the weights may be what is wrong: they must not become the last good ones.
+        """
+        return self._due(self.config.every.save) and not self.stepper.guard.in_a_row
 
     def _guarded(self) -> Step:
         """The next step; what stops it is said, and what has been learned is kept."""
@@ -128,11 +150,12 @@ class Trainer:
             if not ranks.started():
                 self.save()
             raise
-        except torch.OutOfMemoryError as error:  # a step may be half taken: nothing is saved after it
+        except (RuntimeError, MemoryError) as error:  # a step may be half taken: nothing is saved after it
+            if not is_full(error):
+                raise
             raise InputError(
-                f"{self.device} had no memory left in step {self.step + 1}: training stopped; {self._kept}. Take a "
-                f"batch in more parts: rectiflow train --resume {self.folder} --set accumulate="
-                f"{2 * self.config.accumulate}"
+                f"{self.device} had no memory left in step {self.step + 1}: training stopped; {self._kept}. "
+                f"{smaller_parts(self.config, self.folder)}"
             ) from error
         if not step.complaint:
             self._pending.append(step.values)
@@ -163,8 +186,7 @@ class Trainer:
         saved = self.checkpoints.newest_good(log.tell, regular=True, before=former)
         self._take_up(saved)
         guard.detours, guard.returned = detours, former if saved is None else saved
-        if former is not None and saved is not None:
-            self.checkpoints.distrust(saved, log.tell)
+        if saved is not None and self.checkpoints.distrust(saved, log.tell):
             self._write_if_it_can(log, self._write_model)
         self.stage.detour(detours)
         nothing = f"on from here, for nothing {'is saved yet' if former is None else 'earlier is saved'}"
@@ -223,7 +245,7 @@ class Trainer:
 
     def _write(self) -> None:
         """As `save`, but the checkpoint only as far as that goes before training goes on."""
-        self.checkpoints.save(self.step, self._state(), self._held_out)
+        self.checkpoints.save(self.step, self._state(), self._held_out, self._regular, self._owed)
         self._write_model()
 
     def _write_model(self) -> None:

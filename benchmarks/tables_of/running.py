@@ -1,5 +1,6 @@
 """Seconds, memory and rates of training, data and serving."""
 
+from rectiflow.recipes.registry import RECIPES
 from tables_of.markdown import table, where
 
 
@@ -135,9 +136,11 @@ def plan(result: dict) -> str:
         f"{name} at {each['size']}×{each['size']}, batches of {each['batch']} and {each['first']}"
         for name, each in result["smaller"].items()
     )
+    missing = [name for name in RECIPES if name not in result["recipes"]]
+    told = f" Not measured yet: {', '.join(missing)}." if missing else ""
     return (
         f"{table(header, rows)}\n\nForecast over measured in the last columns but one. Short runs ({smaller}); "
-        f"`{result['command']}` on {where(result['machine'])}."
+        f"`{result['command']}` on {where(result['machine'])}.{told}"
     )
 
 

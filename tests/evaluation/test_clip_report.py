@@ -9,6 +9,7 @@ import torch
 from rectiflow.data.builtin import digit_clips, digits
 from rectiflow.data.images import ImageSet, InMemory, to_float
 from rectiflow.data.moving import MovingDigits
+from rectiflow.evaluation.compare import compare
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.one_frame import OneFrame, as_pictures, one_frame
 from rectiflow.evaluation.page import adherence_lines, page
@@ -57,11 +58,18 @@ class Point(torch.nn.Module):
         return x / t.reshape(-1, 1, 1, 1, 1).clamp_min(1e-6)
 
 
-def test_a_model_of_clips_is_scored(data, tmp_path):
+@pytest.fixture
+def grey(data):
+    """A model of clips 3×5×4×4 that makes them grey, and real ones to hold them against."""
     parts = [(to_float(part.fetch(INDEX))[..., ::8, ::8], part.labels[INDEX]) for part in (data.train, data.held_out)]
-    few = ImageSet(*(InMemory(*part) for part in parts), ())
     network = DiTConfig(channels=3, classes=0, patch=4, width=16, depth=1, heads=2)
-    pipeline = Pipeline(Flow(Point()), FlowConfig(), network, (3, 5, 4, 4))
+    return Pipeline(Flow(Point()), FlowConfig(), network, (3, 5, 4, 4)), ImageSet(
+        *(InMemory(*part) for part in parts), ()
+    )
+
+
+def test_a_model_of_clips_is_scored(grey, tmp_path):
+    pipeline, few = grey
     found = evaluate(pipeline, few, EvaluateConfig(count=30, features="pixels", steps=2), tmp_path, {})
     assert found["frames"] == 5
     assert found["scores"]["dimension"] == 3 * 4 * 4
@@ -72,6 +80,18 @@ def test_a_model_of_clips_is_scored(data, tmp_path):
     assert "the frames of a clip in each row" in words
     for name in ("samples.png", "copies.png"):
         assert (tmp_path / name).stat().st_size > 200
+
+
+def test_models_of_clips_are_compared_by_the_same_frames(grey, tmp_path):
+    pipeline, few = grey
+    ways = [EvaluateConfig(count=30, features="pixels", steps=steps) for steps in (1, 2)]
+    rows = compare({"grey": pipeline}, few, ways, tmp_path / "compared", lambda line: None)
+    found = evaluate(pipeline, few, ways[1], tmp_path / "evaluated", {})
+    assert [row["steps"] for row in rows] == [1, 2]
+    assert rows[1]["frechet"] == found["scores"]["frechet"]
+    told = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert (told["frames"], told["real"]) == (5, found["real"])
+    assert "one frame of each" in (tmp_path / "compared" / "compare.md").read_text()
 
 
 def test_adherence_of_a_model_of_clips(tmp_path, monkeypatch):

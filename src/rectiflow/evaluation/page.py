@@ -14,7 +14,7 @@ _SCORES = {
 }
 
 
-_CLIPS = " Samples are clips; a picture here is one frame of each, for those of one clip are no samples of their own."
+CLIPS = " Samples are clips; a picture here is one frame of each, for those of one clip are no samples of their own."
 
 
 def page(result: dict[str, Any]) -> str:
@@ -82,7 +82,7 @@ def _head(result: dict[str, Any]) -> str:
         f"seed {settings['seed']} ({cost['evaluations']} evaluations of the network for each, "
         f"{cost['seconds_per_100']} s for 100), beside as many held-out pictures, by {found['features']} "
         f"({found['dimension']} numbers each). *Real* is training pictures in the samples' place. Intervals: 95 %."
-        f"{_CLIPS if result.get('frames', 1) > 1 else ''}"
+        f"{CLIPS if result.get('frames', 1) > 1 else ''}"
     )
 
 

@@ -108,7 +108,7 @@ def compared(recipe: str, pictures: Path) -> dict[str, object]:
 def main(recipes: list[str]) -> None:
     about = {"command": "python benchmarks/plan.py", "threads": torch.get_num_threads(), "smaller": SMALLER}
     kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
-    same = kept.get("machine") == common.machine() and all(kept[name] == value for name, value in about.items())
+    same = kept.get("machine") == common.machine() and all(kept.get(name) == value for name, value in about.items())
     results: dict[str, object] = kept["recipes"] if same else {}
     with TemporaryDirectory() as name:
         pictures = Path(name)

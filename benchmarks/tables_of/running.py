@@ -135,11 +135,13 @@ def plan(result: dict) -> str:
     smaller = "; ".join(
         f"{name} at {each['size']}×{each['size']}, batches of {each['batch']} and {each['first']}"
         for name, each in result["smaller"].items()
+        if name in result["recipes"]
     )
+    short = f"Short runs ({smaller})" if smaller else "Short runs"
     missing = [name for name in RECIPES if name not in result["recipes"]]
     told = f" Not measured yet: {', '.join(missing)}." if missing else ""
     return (
-        f"{table(header, rows)}\n\nForecast over measured in the last columns but one. Short runs ({smaller}); "
+        f"{table(header, rows)}\n\nForecast over measured in the last columns but one. {short}; "
         f"`{result['command']}` on {where(result['machine'])}.{told}"
     )
 

@@ -19,25 +19,11 @@ from rectiflow.serving.limits import Limits
 from tests.serving.conftest import counted, post, put, running, until
 
 pytest.importorskip("av")
-from tests.serving.videos import LIMITS, PATH, client_of, data_url, finished, frames_of, picture
+from tests.serving.videos import LIMITS, PATH, client_of, data_url, finished, frames_of, picture, the_client, the_server  # noqa: F401 (two fixtures)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 LONG = {"steps": 10**5}
-
-
-@pytest.fixture(scope="module")
-def server(clips):
-    with running(clips, limits=LIMITS) as (address, _):
-        yield address
-
-
-@pytest.fixture
-def client(server):
-    with client_of(server) as client:
-        yield client
-        for video in client.videos.list():
-            client.videos.delete(video.id)
 
 
 def test_a_film_is_the_clip_of_the_library(client, clips, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rectiflow.serving.limits import Limits
-from tests.serving.conftest import PATIENCE
+from tests.serving.conftest import PATIENCE, running
 
 av = pytest.importorskip("av")
 
@@ -19,6 +19,20 @@ LIMITS = Limits(body=4000, upload=40_000, body_seconds=PATIENCE, prompt=50, pict
 
 def client_of(address, key="none"):
     return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture(scope="module", name="server")
+def the_server(clips):
+    with running(clips, limits=LIMITS) as (address, _):
+        yield address
+
+
+@pytest.fixture(name="client")
+def the_client(server):
+    with client_of(server) as client:
+        yield client
+        for video in client.videos.list():
+            client.videos.delete(video.id)
 
 
 def frames_of(content):

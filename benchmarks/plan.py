@@ -2,7 +2,7 @@
 
 Of each recipe, or of those that are named, a short run is forecast, then trained: steps are lowered, and what is done
 between steps with them, for both alike. Recipes for a folder get one of generated pictures or clips. Each stands for
-itself and takes the place of what was found of it before in `results/plan.json`, unless that is of another machine.
+itself, with the machine it was measured on, and takes the place of what was found of it before in `results/plan.json`.
 """
 
 import json
@@ -10,19 +10,19 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 import common
+from kept import Result, keep, measured
 from rectiflow.data.sets import write_set
 from rectiflow.plan.plan import plan
 from rectiflow.recipes.registry import RECIPES
 from rectiflow.training.config import EveryConfig, TrainingConfig
 from rectiflow.training.generator_config import RunConfig
 
-CHILD, KEPT = Path(__file__).parent / "plan_child.py", common.RESULTS / "plan.json"
+CHILD = Path(__file__).parent / "plan_child.py"
 PICTURES, CLIPS = 320, 64  # of a folder, to train on; and held out
 # Steps of the run, and of the autoencoders before it: one to two minutes of training on two cores.
 STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "clips": 40, "video": 24, "latent-256": 8}
@@ -61,7 +61,7 @@ def short(recipe: str, folder: Path) -> TrainingConfig:
     return config.model_copy(update={"latent": config.latent.model_copy(update=stages)})
 
 
-def measured(config: TrainingConfig, folder: Path) -> dict[str, float]:
+def trained(config: TrainingConfig, folder: Path) -> dict[str, float]:
     """Train a run, by a process that imports no more than a run does, and measure it."""
     asked, run = folder / "asked.json", folder / "run"
     asked.write_text(json.dumps(config.model_dump(mode="json")))
@@ -79,7 +79,7 @@ def measured(config: TrainingConfig, folder: Path) -> dict[str, float]:
     return {"seconds": seconds, **json.loads(done.stdout.splitlines()[-1]), "disk_bytes": disk}
 
 
-def compared(recipe: str, pictures: Path) -> dict[str, object]:
+def compared(recipe: str, pictures: Path) -> Result:
     """The forecast of a recipe's short run, then the run."""
     config = short(recipe, pictures)
     began = time.perf_counter()
@@ -92,7 +92,7 @@ def compared(recipe: str, pictures: Path) -> dict[str, object]:
         "disk_bytes": here.disk,
     }
     with TemporaryDirectory() as name:
-        found = measured(config, Path(name))
+        found = trained(config, Path(name))
     return {
         "plan_seconds": round(took, 1),
         "steps": {stage.name: stage.steps for stage in here.stages if stage.steps},
@@ -101,23 +101,19 @@ def compared(recipe: str, pictures: Path) -> dict[str, object]:
         "measured": {name: round(value, 2) for name, value in found.items()},
         "ratio": {name: round(told[name] / found[name], 3) for name in told},
         "parts": {s.name: {name: round(cost.wall, 2) for name, cost in s.parts.items()} for s in here.stages},
-        "load_average": os.getloadavg()[0],
+        **({"smaller": SMALLER[recipe]} if recipe in SMALLER else {}),
     }
 
 
 def main(recipes: list[str]) -> None:
-    about = {"command": "python benchmarks/plan.py", "threads": torch.get_num_threads(), "smaller": SMALLER}
-    kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
-    same = kept.get("machine") == common.machine() and all(kept.get(name) == value for name, value in about.items())
-    results: dict[str, object] = kept["recipes"] if same else {}
     with TemporaryDirectory() as name:
         pictures = Path(name)
         write_set("digit-scenes", pictures / "pictures", PICTURES)
         write_set("digit-clips", pictures / "clips", CLIPS)
         for recipe in recipes or RECIPES:
-            results[recipe] = compared(recipe, pictures)
-            print(recipe, json.dumps(results[recipe]), flush=True)
-            common.write("plan", {**about, "recipes": {each: results[each] for each in RECIPES if each in results}})
+            found = measured(partial(compared, recipe, pictures), f"python benchmarks/plan.py {recipe}")
+            keep(common.RESULTS / "plan.json", recipe, found)
+            print(recipe, json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 import common
+from kept import Result, keep, measured
 from throughput_of import drawing, gpu, networks, ranks, stages, startup, use, vae
-from throughput_of.kept import Result, keep, measured
 
 HIDDEN = ("each", "machine", "settings")  # of what is printed
 

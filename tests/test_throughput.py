@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 sys.path.append(str(ROOT / "benchmarks"))
 
+from kept import keep, kept, measured  # noqa: E402
 from tables_of import throughput as tables  # noqa: E402
 from throughput_of import gpu, networks, ranks, sides, stages, use  # noqa: E402
 from throughput_of.counted import Layout, Rates, product, seen  # noqa: E402
-from throughput_of.kept import keep, kept, measured  # noqa: E402
 
 
 def test_flops_are_those_that_torch_counts():

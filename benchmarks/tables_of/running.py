@@ -119,6 +119,7 @@ def serving(result: dict) -> str:
 
 
 def plan(result: dict) -> str:
+    measured = {name: result[name] for name in RECIPES if name in result}
     rows = [
         [
             name,
@@ -128,21 +129,24 @@ def plan(result: dict) -> str:
             *(f"{found['ratio'][each]:.2f}" for each in ("seconds", "cpu_seconds", "peak_bytes", "disk_bytes")),
             f"{found['plan_seconds']:.0f}",
         ]
-        for name, found in result["recipes"].items()
+        for name, found in measured.items()
     ]
     header = ["", "seconds, forecast", "run", "processor, forecast", "run", "memory, MB, forecast", "run"]
     header += ["seconds", "processor", "memory", "disk", "told after, s"]
     smaller = "; ".join(
         f"{name} at {each['size']}×{each['size']}, batches of {each['batch']} and {each['first']}"
-        for name, each in result["smaller"].items()
-        if name in result["recipes"]
+        for name, each in ((name, found.get("smaller")) for name, found in measured.items())
+        if each
     )
-    short = f"Short runs ({smaller})" if smaller else "Short runs"
-    missing = [name for name in RECIPES if name not in result["recipes"]]
-    told = f" Not measured yet: {', '.join(missing)}." if missing else ""
+    machines: dict[str, list[str]] = {}
+    for name, found in measured.items():
+        machines.setdefault(where(found["machine"]), []).append(name)
+    ran = "; ".join(f"{', '.join(names)} on {machine}" for machine, names in machines.items())
+    missing = ", ".join(name for name in RECIPES if name not in measured)
     return (
-        f"{table(header, rows)}\n\nForecast over measured in the last columns but one. {short}; "
-        f"`{result['command']}` on {where(result['machine'])}.{told}"
+        f"{table(header, rows)}\n\nForecast over measured in the last columns but one. Short runs"
+        f"{f' ({smaller})' if smaller else ''} by `python benchmarks/plan.py`: {ran}."
+        f"{f' Not measured yet: {missing}.' if missing else ''}"
     )
 
 

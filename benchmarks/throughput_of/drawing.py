@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from kept import Result
 from peers import CLASSES
 from rectiflow.base.condition import Condition
 from rectiflow.base.randomness import Key
@@ -17,7 +18,6 @@ from rectiflow.sampling.cores import over_cores
 from rectiflow.sampling.guidance import ClassifierFree
 from rectiflow.sampling.sample import sample
 from rectiflow.sampling.solvers import solver
-from throughput_of.kept import Result
 from throughput_of.networks import SUBJECTS
 from throughput_of.sides import OWNERS, Setting, begun_to_compile, compared, has_bfloat16, prepared
 

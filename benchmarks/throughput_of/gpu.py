@@ -9,6 +9,7 @@ from contextlib import suppress
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kept import Result
 from peers import PeerDiT
 from rectiflow.networks.build import build
 from rectiflow.networks.config import DiTConfig
@@ -16,7 +17,6 @@ from rectiflow.networks.presets import preset
 from rectiflow.plan.gpus import GPUS
 from rectiflow.training.watch import matrix_rate
 from throughput_of.counted import Rates, seen
-from throughput_of.kept import Result
 from throughput_of.sides import DEFAULT, OWNERS, Setting, Side, alternate, begun_to_compile, compared
 from throughput_of.use import gflops, noise, of_side
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kept import Result
 from peers import CLASSES, PeerDiT, PeerMMDiT, PeerUNet, PeerVideo
 from rectiflow.base.condition import NULL_LABEL, Condition, Text
 from rectiflow.base.randomness import Key
@@ -14,7 +15,6 @@ from rectiflow.data.builtin import digit_scenes
 from rectiflow.data.images import to_float
 from rectiflow.networks.build import build
 from rectiflow.networks.config import DiTConfig, MMDiTConfig, NetworkConfig, StatesInput, UNetConfig, VideoDiTConfig
-from throughput_of.kept import Result
 from throughput_of.sides import DEFAULT, OWNERS, Data, Setting, Side, alternate, begun_to_compile, compared, settings_of
 
 RATES = (5e-4, 2e-3)

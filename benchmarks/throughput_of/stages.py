@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 from rich.console import Console
 
+from kept import Result
 from rectiflow.data.loader import Loader
 from rectiflow.data.sets import write_set
 from rectiflow.recipes.registry import AnyRun, resolve
@@ -24,7 +25,6 @@ from rectiflow.training import run as training_run
 from rectiflow.training.interrupt import Interrupt
 from rectiflow.training.log import RunLog
 from rectiflow.training.trainer import Trainer
-from throughput_of.kept import Result
 
 KEPT_UP = ("logging", "averages", "checkpoints")
 AIMS = {"data": 0.02, "kept_up": 0.03}

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 
 from diffusers import DDIMPipeline, DDIMScheduler
 
+from kept import Result
 from peers import PeerUNet
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.build import build
 from rectiflow.pipeline import Pipeline
-from throughput_of.kept import Result
 from throughput_of.networks import UNET
 
 STEPS = 20

@@ -8,6 +8,7 @@ import statistics
 
 import torch
 
+from kept import Result
 from peers import CLASSES, PeerDiT
 from rectiflow.base.condition import Condition
 from rectiflow.base.randomness import Key
@@ -16,7 +17,6 @@ from rectiflow.networks.config import DiTConfig
 from rectiflow.networks.presets import preset
 from rectiflow.training.watch import matrix_rate
 from throughput_of.counted import Rates, seen
-from throughput_of.kept import Result
 from throughput_of.sides import CPU, OWNERS, Data, Setting, Side, alternate, begun_to_compile, has_bfloat16
 
 AIM = 0.6

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import autoencoder
+from kept import Result
 from rectiflow.autoencoders.adversarial import adaptive_weight, generator_hinge, hinge
 from rectiflow.autoencoders.config import AutoencoderConfig
 from rectiflow.autoencoders.discriminator import Discriminator
@@ -19,7 +20,6 @@ from rectiflow.base.randomness import Key
 from rectiflow.data.builtin import digit_scenes
 from rectiflow.data.images import to_float
 from throughput_of.counted import now, seen
-from throughput_of.kept import Result
 from throughput_of.sides import (
     CPU,
     OWNERS,

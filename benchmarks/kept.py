@@ -1,4 +1,4 @@
-"""Where the parts of `throughput.py` are kept, each with the conditions that it was measured under."""
+"""Where results of several parts are kept, each part with the conditions that it was measured under."""
 
 import json
 import os

@@ -27,6 +27,7 @@ from rectiflow.training.alike import check_alike
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.generator_config import LatentConfig, RunConfig
+from rectiflow.training.parallel import check_parallel
 from rectiflow.training.precision import resolve_device
 from rectiflow.training.run import Outcome, check_texts, pictures_of, train, train_here
 from rectiflow.training.run_folder import (
@@ -68,7 +69,8 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
         return train(config, folder, console)
     config = _with_absolute_paths(config, config.latent)
     check_alike(config)
-    agreed_former(config, folder)  # what is refused leaves a folder as it was
+    former = agreed_former(config, folder)  # what is refused leaves a folder as it was
+    _check_processes(former or config, folder)
     with alone_in(folder):
         former = agreed_former(config, folder)  # until now another job may have had it
         if not finished(former or config, folder):
@@ -81,6 +83,25 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
         former = former or config
         assert isinstance(former, RunConfig)
         return _Workflow(former, folder, console).run()
+
+
+def _check_processes(config: TrainingConfig, folder: Path) -> None:
+    """Nothing, if each stage that is still to be trained can be, by as many processes: told before the first of them.
+
+    Raises:
+        InputError: one cannot; one line that names its setting.
+    """
+    assert isinstance(config, RunConfig)
+    assert config.latent is not None
+    if from_first(finished(config, folder)):
+        return
+    ahead: list[tuple[TrainingConfig, str]] = [(config, "")]
+    if not config.latent.autoencoder and not from_first(finished(config.latent.train, folder / AUTOENCODER)):
+        ahead.insert(0, (config.latent.train, f"{STAGES[AUTOENCODER]}."))
+        if config.latent.pictures is not None and not from_first(begun(config.latent.train, folder / AUTOENCODER)):
+            ahead.insert(0, (config.latent.pictures, f"{STAGES[PICTURES]}."))
+    for stage, above in ahead:
+        check_parallel(stage, above)
 
 
 def _begin(config: RunConfig, folder: Path, console: Console) -> None:

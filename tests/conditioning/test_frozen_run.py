@@ -279,3 +279,15 @@ def test_a_prompt_that_is_too_long_is_told(tmp_path, pictures, caplog):
     with caplog.at_level(logging.WARNING, "rectiflow"):
         pipeline.sample(Request(prompts=["seven " * 40], steps=2))
     assert any("is cut to the 16 of" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("where", ["_encoded", "_loaded"])
+def test_an_encoder_that_finds_no_room_says_what_does(tmp_path, pictures, monkeypatch, where):
+    """No setting of batches helps there, so none is told."""
+
+    def full(self, *given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Frozen, where, full)
+    with pytest.raises(InputError, match=r"^cpu had no memory left for the text encoder .*t5: name a smaller one"):
+        workflow.run(config_of(tmp_path, pictures), tmp_path / "run", QUIET)

@@ -9,12 +9,14 @@ import torch
 from rectiflow.data.builtin import digit_clips, digits
 from rectiflow.data.images import ImageSet, InMemory, to_float
 from rectiflow.data.moving import MovingDigits
+from rectiflow.evaluation import compare as compare_module
 from rectiflow.evaluation.compare import compare
 from rectiflow.evaluation.config import EvaluateConfig
 from rectiflow.evaluation.one_frame import OneFrame, as_pictures, one_frame
 from rectiflow.evaluation.page import adherence_lines, page
 from rectiflow.evaluation.prompted import prompted
 from rectiflow.evaluation.report import evaluate
+from rectiflow.evaluation.scores import scores
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.config import DiTConfig
@@ -92,6 +94,21 @@ def test_models_of_clips_are_compared_by_the_same_frames(grey, tmp_path):
     told = json.loads((tmp_path / "compared" / "compare.json").read_text())
     assert (told["frames"], told["real"]) == (5, found["real"])
     assert "one frame of each" in (tmp_path / "compared" / "compare.md").read_text()
+
+
+def test_each_clip_that_is_compared_gives_a_frame_of_its_own(grey, tmp_path, monkeypatch):
+    _, few = grey
+    made = to_float(few.held_out.fetch(torch.arange(100)))
+    made[:, :, 0] = 0
+    cost = {"evaluations": 1, "seconds_per_100": 1.0}
+    monkeypatch.setattr(compare_module, "drawn", lambda *_: (SimpleNamespace(pixels=made), cost))
+    scored = []
+    monkeypatch.setattr(
+        compare_module, "scores", lambda by, pixels, *rest: scored.append(pixels) or scores(by, pixels, *rest)
+    )
+    compare({"": None}, few, [EvaluateConfig(count=100, features="pixels")], tmp_path, lambda line: None)
+    assert torch.equal(scored[0], one_frame(made))
+    assert 10 <= (scored[0] == 0).flatten(1).all(1).sum() <= 30, "the first of five for some"
 
 
 def test_adherence_of_a_model_of_clips(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from rectiflow.serving.frames import levels
 from tests.serving.conftest import post
 
 pytest.importorskip("av")
-from tests.serving.videos import finished, frames_of, picture, the_client, the_server  # noqa: F401 (two fixtures)
+from tests.serving.videos import film_with_gaps, finished, frames_of, picture, the_client, the_server  # noqa: F401 (two fixtures)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -94,9 +94,9 @@ def test_what_is_no_film_cannot_go_on(client):
             client.videos.extend(prompt="left", seconds="0.5", video=io.BytesIO(content))
 
 
-@pytest.mark.parametrize("longest", ["_LONGEST", "_LARGEST", "_MOST"])
+@pytest.mark.parametrize("longest", ["LONGEST", "_LARGEST", "_MOST"])
 def test_a_film_that_is_too_much_is_refused_before_it_is_read_whole(client, monkeypatch, longest):
-    module = asked_extension if longest == "_LONGEST" else given
+    module = asked_extension if longest == "LONGEST" else given
     monkeypatch.setattr(module, longest, 8)
     film = finished(client, prompt="left")
     content = client.videos.download_content(film.id).read()
@@ -125,7 +125,7 @@ def off_by(client, film, frames):
     return np.abs(np.asarray(sheet).astype(int) - np.asarray(film_strip(frames, 8))).max()
 
 
-def test_a_long_film_is_that_of_the_library(client, clips):
+def test_a_long_film_is_that_of_the_library(client, clips, tmp_path):
     """And goes on by several windows at once."""
     long = finished(client, prompt="left", seconds="2", extra_body={"seed": 4, "guidance": 0.5})
     assert (long.seconds, long.model_extra["frames"]) == ("2.125", 17)
@@ -141,3 +141,17 @@ def test_a_long_film_is_that_of_the_library(client, clips):
     request = Request(("right",), 1, 5, guidance=0.5, seed=9, frames=17, first=end)
     both = torch.cat([torch.from_numpy(made), levels(continued(clips, request).pixels)[0, 5:]])
     assert off_by(client, longer, both[None]) <= 1
+    film, rate, told = frames_of(client.videos.download_content(longer.id).read())
+    assert (film.shape, rate, json.loads(told["comment"])["frames"]) == ((29, 16, 16, 3), 8, 29)
+    off = np.abs(film.astype(int) - film_of(both, tmp_path / "both.mp4"))
+    assert off.mean(axis=(1, 2, 3)).max() < 3, "in each frame, by no more than a coder makes of it"
+
+
+def test_a_film_of_uneven_times_goes_on(client, tmp_path):
+    """By its median rate it has fewer frames than are coded, by more than those that follow."""
+    path = tmp_path / "uneven.mp4"
+    film_with_gaps(path, [5] * 48 + [4] * 31)  # of 1/120 s
+    made = client.videos.extend(prompt="left", seconds="0.17", video=path, extra_body={"size": "16x16"})
+    made = client.videos.poll(made.id, poll_interval_ms=20)
+    assert made.status == "completed", made.error
+    assert made.model_extra["frames"] == 73 + 4

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from fractions import Fraction
 
 import numpy as np
 import openai
@@ -59,3 +60,15 @@ def finished(client, **fields):
     video = client.videos.create_and_poll(poll_interval_ms=20, **fields)
     assert video.status == "completed", video.error
     return video
+
+
+def film_with_gaps(path, gaps):
+    """A grey film that gets brighter, whose frames come so many 1/120 s after each other."""
+    with av.open(path, "w") as film:
+        stream = film.add_stream("libx264", rate=120, width=16, height=16, pix_fmt="yuv420p")
+        stream.codec_context.time_base = Fraction(1, 120)
+        for number in range(1 + len(gaps)):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = sum(gaps[:number]), Fraction(1, 120)
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())

@@ -2,17 +2,20 @@
 
 import errno
 import json
+import os
 import random
 import re
 import shutil
 
 import pytest
 import torch
+from rich.console import Console
 
 from rectiflow.base.errors import InputError
 from rectiflow.training.checkpoint import Checkpoints
+from rectiflow.training.run import train
 from tests.conftest import same
-from tests.training.checkpoints import FILES, blank, flip, loaded, names, path_of, state
+from tests.training.checkpoints import FILES, blank, flip, loaded, names, path_of, raising, state
 
 
 def truncate(path):
@@ -177,3 +180,29 @@ def test_another_network_is_told_by_its_first_difference(tmp_path, change, messa
         Checkpoints(tmp_path, 1).load(1, other)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["step-00000001"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_an_empty_one(small, tmp_path, monkeypatch):
+    """Else a run would begin anew, over what it has learned."""
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", small.keep)
+    train(small, tmp_path / "run", Console(quiet=True))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for error in (errno.EACCES, errno.ESTALE, errno.EIO):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", raising(error))
+            with pytest.raises(InputError, match=rf"checkpoints cannot be read: {os.strerror(error)}"):
+                checkpoints.steps()
+            with pytest.raises(InputError, match="checkpoints cannot be read"):
+                train(small, tmp_path / "run", Console(quiet=True))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert Checkpoints(tmp_path / "nowhere", 1).steps() == []
+
+
+def test_what_cannot_be_read_is_never_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1, keep_best=1)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), metric=float(step))
+    assert checkpoints.steps() == [1, 3]
+    truncate(path_of(tmp_path, 1) / "manifest.json")
+    checkpoints.save(4, state(4), metric=4.0)
+    assert checkpoints.steps() == [1, 3, 4]  # the best of those that say so is 3

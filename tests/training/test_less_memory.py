@@ -11,7 +11,7 @@ from rectiflow import workflow
 from rectiflow.__main__ import main
 from rectiflow.base import ranks
 from rectiflow.base.errors import InputError
-from rectiflow.base.memory_full import told_if_full
+from rectiflow.base.memory_full import MemoryFull, told_if_full
 from rectiflow.cli.info import Info
 from rectiflow.data.builtin import digits
 from rectiflow.recipes.registry import resolve
@@ -170,3 +170,15 @@ def test_other_errors_stay_what_they_are():
         with pytest.raises(type(error)) as caught, told_if_full():
             raise error
         assert caught.value is error
+
+
+def test_the_other_processes_say_so_too(monkeypatch):
+    said = []
+    monkeypatch.setattr(ranks, "started", lambda: True)
+    monkeypatch.setattr(ranks, "rank", lambda: 0)
+    monkeypatch.setattr(ranks, "gather", lambda words: said.append(words) or [words])
+    for error in (GPU_IS_FULL, CPU_IS_FULL, MemoryFull("of this and that"), RuntimeError("another")):
+        with pytest.raises(type(error)), ranks.first_then_others():
+            raise error
+    assert ["no memory was left" in words for words in said] == [True, True, False, False]
+    assert said[2] == "of this and that"

@@ -1,5 +1,6 @@
 """What is due after the step in which a run is stopped is done when it goes on, and all is as if never stopped."""
 
+import errno
 import json
 
 import pytest
@@ -8,7 +9,9 @@ from safetensors.torch import load_file
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import EmaConfig
 from rectiflow.training.run import train
+from rectiflow.training.trainer import Trainer
 from tests.conftest import same
+from tests.training.checkpoints import raising
 from tests.training.test_killed import OF_TIME
 from tests.training.test_run import QUIET, state, stop_at
 
@@ -56,3 +59,23 @@ def test_snapshots_of_steps_that_are_not_of_the_run_are_taken_away(small, tmp_pa
     train(later, tmp_path, QUIET)
     steps = sorted({path.name.split("-")[1] for path in (tmp_path / "averages").glob("*")})
     assert [int(step) for step in steps] == [1, 2, 3, 6]
+
+
+def test_what_was_made_up_is_not_made_up_again(small, tmp_path, monkeypatch):
+    """As where a run is stopped where its held-out loss is due, goes on, and is killed before it saves."""
+    every = small.every.model_copy(update={"held_out": 3, "save": 100, "log": 1})
+    asked = small.model_copy(update={"every": every})
+    train(asked, tmp_path / "whole", QUIET)
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert train(asked, cut, QUIET).step == 3
+    assert Checkpoints(cut / "checkpoints", asked.keep).owed(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", raising(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            train(asked, cut, QUIET)
+    saved = Checkpoints(cut / "checkpoints", asked.keep)
+    assert (saved.steps(), saved.owed(3)) == ([3], False)
+    assert train(asked, cut, QUIET).finished
+    assert left(cut, asked)["metrics"] == left(tmp_path / "whole", asked)["metrics"]

@@ -167,7 +167,7 @@ def test_what_processes_cannot_do_is_told(monkeypatch, tmp_path):
         with pytest.raises(InputError, match=words):
             resolve(recipe, settings=[setting, f"parallel.kind={kind}"])
     monkeypatch.setattr(ranks, "world", lambda: 9)
-    with pytest.raises(InputError, match=r"a batch of 8 is too small for 9 processes.*at least 9"):
+    with pytest.raises(InputError, match=r"^batch=8 is too small for 9 processes.*at least 9"):
         train(asked(), tmp_path / "run", QUIET)
 
 

@@ -206,3 +206,13 @@ def test_norm_and_memory():
         after = memory(CPU)
     assert 40 < after["memory_mb"] - before["memory_mb"] < 80
     assert after["memory_peak_mb"] >= after["memory_mb"] * 0.95
+
+
+def test_the_matrix_rate_is_that_of_large_products():
+    x, y = torch.randn(2, 1024, 1024)
+    best = math.inf
+    for _ in range(20):
+        start = time.perf_counter()
+        _ = x @ y
+        best = min(best, time.perf_counter() - start)
+    assert 0.3 < matrix_rate(CPU, "float32") / (2 * 1024**3 / best) < 3

@@ -6,7 +6,11 @@ from contextlib import contextmanager
 from rectiflow.base.errors import InputError
 
 # As torch says it of GPUs and, in a plain RuntimeError, of the CPU and of its libraries' own memory.
-_WORDS = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
+_WORDS = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "Cannot allocate memory")
+
+
+class MemoryFull(MemoryError):
+    """Raised by what knows itself what found no room and what takes less: its words are the line that it ends in."""
 
 
 def is_full(error: BaseException) -> bool:
@@ -24,7 +28,8 @@ def told_if_full(words: Callable[[], str] = _general) -> Iterator[None]:
     """Say it in a line if memory runs out in the body; all other errors go on as they are.
 
     Args:
-        words: gives the line, once it is needed: what was being done, what is kept, what to try.
+        words: gives the line, once it is needed: what was being done, what is kept, what to try. A `MemoryFull` has its
+            own.
 
     Raises:
         InputError: no memory was left.
@@ -34,4 +39,4 @@ def told_if_full(words: Callable[[], str] = _general) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_full(error):
             raise
-        raise InputError(words()) from error
+        raise InputError(str(error) if isinstance(error, MemoryFull) else words()) from error

@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rectiflow.base.errors import InputError
 from rectiflow.base.job import alone, local_rank
+from rectiflow.base.memory_full import MemoryFull, is_full
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=2)  # one rank may encode or survey for long while the others wait
@@ -164,6 +165,12 @@ def first_then_others() -> Iterator[bool]:
             problem = ""
         except (InputError, OSError) as error:
             problem = str(error)
+            raise
+        except MemoryFull as error:
+            problem = str(error)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            problem = "no memory was left in the first process; ask for less at once." if is_full(error) else problem
             raise
         finally:
             gather(problem)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rectiflow.base.condition import Text
 from rectiflow.base.errors import InputError
+from rectiflow.base.memory_full import MemoryFull, is_full
 from rectiflow.conditioning.config import FrozenConfig, StatesRecord
 from rectiflow.conditioning.encoder_files import check_embedded, digest, embed, encoder_folder
 from rectiflow.conditioning.text import TextEncoder, padded_length
@@ -112,13 +113,18 @@ class Frozen(TextEncoder):
         return padded([states.get(caption) for caption in captions], self.gives)
 
     def encode(self, captions: Sequence[str]) -> list[States]:
-        """The states of each caption, none of them null; how they are put into batches changes rounding alone."""
+        """The states of each caption, none of them null; how they are put into batches changes rounding alone.
+
+        Raises:
+            MemoryFull: the encoder finds no room.
+        """
         ids = self._ids(captions)
         order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
         found: dict[int, States] = {}
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
-            found.update(zip(rows, self._encoded([ids[i] for i in rows]), strict=True))
+            with self._finding_room():
+                found.update(zip(rows, self._encoded([ids[i] for i in rows]), strict=True))
         nothing = States(torch.zeros(0, self.gives.features, device=self.device), None)  # of signs it does not know
         return [found.get(i, nothing) for i in range(len(ids))]
 
@@ -140,6 +146,18 @@ class Frozen(TextEncoder):
             gives=self.gives,
         )
         return record, hashes
+
+    @contextmanager
+    def _finding_room(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            raise MemoryFull(
+                f"{self.device} had no memory left for the text encoder {self.config.name}: name a smaller one, set "
+                "its precision: bfloat16 or a length of fewer tokens, or use another device."
+            ) from error
 
     def _ids(self, captions: Sequence[str]) -> list[list[int]]:
         """Ids of each caption with the encoder's marks, `length` at most."""
@@ -275,6 +293,8 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # many kinds: of its parsers, of missing packages, of shapes
+        if is_full(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{folder} cannot be read as a text encoder ({lines[0].rstrip('.')}).") from error
     finally:

@@ -186,16 +186,16 @@ def _unstepped(name: str, seconds: float, memory: float) -> StageEstimate:
     )
 
 
-def shares(config: TrainingConfig, count: int) -> int:
-    """Among how many of `count` GPUs one copy of the weights is cut up; 1 is not at all.
+def shares(config: TrainingConfig, count: int, stage: str = "") -> int:
+    """Among how many of `count` GPUs one copy of the weights is cut up; 1 is not at all. `stage` is named in errors.
 
     Raises:
         InputError: the batch is too small for so many, or `parallel.shard` does not divide them.
     """
     if count * config.accumulate > config.batch:
         raise InputError(
-            f"a batch of {config.batch} is too small for {count} GPUs with accumulate={config.accumulate}; name fewer "
-            f"(--gpus), or set batch={count * config.accumulate}."
+            f"{f'{stage}: ' if stage else ''}a batch of {config.batch} is too small for {count} GPUs with accumulate="
+            f"{config.accumulate}; name fewer (--gpus), or set its batch to {count * config.accumulate}."
         )
     if config.parallel.kind != "fsdp":
         return 1
@@ -211,7 +211,7 @@ def _training(stage: StageForecast, config: TrainingConfig, gpu: Gpu, rate: floa
     assert stage.batch is not None
     if stage.flops is None:
         raise InputError(f"the multiplications of a step of {stage.name} are not known, so no GPU can be estimated.")
-    numbers = (stage.parameters or 0) / shares(config, count)
+    numbers = (stage.parameters or 0) / shares(config, count, stage.name)
     step = max(stage.overhead, stage.flops / count / rate + numbers * traffic(config) / gpu.bandwidth)
     states, sample = numbers * state(config), stage.per_sample or 0.0
     memory = CONTEXT + states + sample * stage.batch / count

@@ -11,12 +11,11 @@ from rectiflow.continuation import usual_overlap
 from rectiflow.data.images import to_float
 from rectiflow.request import OVERLAP
 from rectiflow.serving.asked_video import Wanted, with_seconds
-from rectiflow.serving.frames import STRIDE, longest_clip, most_frames, read_frames
+from rectiflow.serving.frames import LONGEST, STRIDE, longest_clip, most_frames, read_frames
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Asked, Served, check_rate, naming, parsed, request_of, within
 
 _ID = "video[id]"  # as clients flatten {"video": {"id": …}}
-_LONGEST = 1000  # frames of a film that has gone on: it is held in memory
 _VIDEO = 'video: expected a film: a file of a form, or {"id": "video_…"} of a finished one of this server'
 
 
@@ -87,11 +86,11 @@ def extension_of(served: Served, fields: AskedExtension, film: bytes) -> Wanted:
     request = request_of(served, Asked(**shared), window)
     size = request.size or served.pipeline.size
     channels = served.pipeline.shape[0]
-    held = min(_LONGEST - STRIDE, served.limits.film_bytes // (channels * size[0] * size[1]))
+    held = min(LONGEST - STRIDE, served.limits.film_bytes // (channels * size[0] * size[1]))
     ending, count, rate = naming("video", lambda: read_frames(film, channels, size, held, OVERLAP))
     check_rate(rate, "video")
     overlap = min(usual_overlap(window), 1 + (count - 1) // STRIDE * STRIDE)
-    most = min(longest_clip(served.pipeline, served.limits) - overlap, (_LONGEST - count) // STRIDE * STRIDE)
+    most = min(longest_clip(served.pipeline, served.limits) - overlap, (LONGEST - count) // STRIDE * STRIDE)
     new = _new_frames(fields, min(window - overlap, most), most, rate)
     end = to_float(ending[:, -overlap:].permute(0, 4, 1, 2, 3))
     request = replace(request, frames=overlap + new, first=end)
@@ -109,7 +108,7 @@ def _new_frames(fields: AskedExtension, usual: int, most: int, rate: float) -> i
         return fields.frames
     if fields.seconds is None:
         return usual
-    within("seconds", fields.seconds, 0, _LONGEST / rate)
+    within("seconds", fields.seconds, 0, LONGEST / rate)
     frames = STRIDE * max(1, round(fields.seconds * rate / STRIDE))
     if frames > most:
         words = f"{fields.seconds:g} s at {rate:g} frames a second are {frames} frames, expected at most {most}"

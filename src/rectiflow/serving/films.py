@@ -20,7 +20,7 @@ from rectiflow.data.pictures import to_image
 from rectiflow.serving.asked_video import Wanted
 from rectiflow.serving.engine import Engine
 from rectiflow.serving.follow import refusal_of
-from rectiflow.serving.frames import read_frames
+from rectiflow.serving.frames import LONGEST, read_frames
 from rectiflow.serving.job import Event, Failed, Finished, Full, Job
 from rectiflow.serving.refusal import Refusal
 from rectiflow.serving.served import Served
@@ -230,7 +230,7 @@ def _files(served: Served, wanted: Wanted, pixels: Tensor) -> dict[str, bytes]:
     """What there is to fetch of one clip, uint8 1×T×H×W×C."""
     words = about(served, wanted.request, 0, wanted.rate) | {"frames": wanted.length}
     if wanted.before:
-        before, _, _ = read_frames(wanted.before, pixels.shape[-1], (pixels.shape[2], pixels.shape[3]), wanted.length)
+        before, _, _ = read_frames(wanted.before, pixels.shape[-1], (pixels.shape[2], pixels.shape[3]), LONGEST)
         pixels = torch.cat([before, pixels[:, before.shape[1] - wanted.length :]], dim=1)
     with TemporaryDirectory(prefix="rectiflow-") as folder:
         path = Path(folder, "clip.mp4")

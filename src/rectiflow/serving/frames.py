@@ -17,6 +17,7 @@ from rectiflow.pipeline import Pipeline
 from rectiflow.serving.limits import Limits
 
 STRIDE = 4
+LONGEST = 1000  # frames of a film that has gone on: it is held in memory
 _PLAIN, _CENTRE = DataConfig(set="folder"), (0.5, 0.5, 1.0)
 
 

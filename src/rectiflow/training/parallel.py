@@ -159,14 +159,18 @@ class Sharded(Parallel):
         return self._plain.eval()
 
 
-def check_parallel(config: TrainingConfig) -> None:
+def check_parallel(config: TrainingConfig, above: str = "") -> None:
     """Nothing, if a run can be trained by the processes that there are in the way it asks for.
+
+    Args:
+        config: a run, or a stage of one.
+        above: what its settings' names begin with, such as "latent.train." of a stage.
 
     Raises:
         InputError: it cannot; one line.
     """
     asked, count = config.parallel, ranks.world()
-    check_parts(config)
+    check_parts(config, above)
     if asked.kind == "ddp":
         return
     if not ranks.started():

@@ -24,8 +24,12 @@ def share(config: TrainingConfig) -> slice:
     return slice(own[0].start, own[-1].stop)
 
 
-def check_parts(config: TrainingConfig) -> None:
+def check_parts(config: TrainingConfig, above: str = "") -> None:
     """Nothing, if every process has a sample for each of its parts.
+
+    Args:
+        config: a run, or a stage of one.
+        above: what its settings' names begin with, such as "latent.train." of a stage.
 
     Raises:
         InputError: the batch is too small for so many processes.
@@ -33,7 +37,7 @@ def check_parts(config: TrainingConfig) -> None:
     number = config.accumulate * ranks.world()
     if number > config.batch:
         raise InputError(
-            f"a batch of {config.batch} is too small for {ranks.world()} processes with accumulate="
-            f"{config.accumulate}: expected at least {number} samples; start fewer processes, or set batch={number} in "
-            "another --run. Any number of processes that has a sample for each will do, also on resume."
+            f"{above}batch={config.batch} is too small for {ranks.world()} processes with {above}accumulate="
+            f"{config.accumulate}: expected at least {number} samples; start fewer processes, or set {above}batch="
+            f"{number} in another --run. Any number of processes that has a sample for each will do, also on resume."
         )

@@ -41,6 +41,7 @@ from rectiflow.training.run_folder import (
     begun,
     finished,
     model_step,
+    owner,
     read_run,
     write_down,
 )
@@ -189,7 +190,7 @@ def train_here(
     with told_if_full(partial(does_not_fit, config, folder, device)):
         check_sinks(config.watch)
         check_texts(config)
-        check_parallel(config)
+        check_parallel(config, owner(folder)[1])
         data, source = _sets(config, former, folder, console, index)
         stage = _stage(config, data, device, latents, begun(config, folder))
         if source is not None:

@@ -1,5 +1,6 @@
 """The folder in which the checkpoints of a run lie: which there are, what they say of themselves, which of them go."""
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -32,10 +33,15 @@ class Shelf:
             InputError: the folder is there and cannot be read.
         """
         try:
-            names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir()]
+            # Not `glob`, for which a folder that cannot be read is one with nothing in it.
+            with os.scandir(self.folder) as entries:
+                folders = [entry.name for entry in entries if entry.name.startswith("step-") and entry.is_dir()]
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise InputError(f"{self.folder} cannot be read: {error.strerror}.") from error
-        return sorted(int(name) for name in names if name.isdecimal())
+        steps = [name.removeprefix("step-") for name in folders]
+        return sorted(int(step) for step in steps if step.isdecimal())
 
     def finished(self) -> list[int]:
         """Steps of those that were finished, oldest first; their files are not looked into.
@@ -56,6 +62,13 @@ class Shelf:
         except OSError as error:
             raise InputError(f"{self.path(step)} cannot be read ({error.strerror}).") from error
 
+    def _told(self, step: int) -> bool:
+        """Whether a checkpoint says anything of itself."""
+        with suppress(InputError):
+            self.manifest(step)
+            return True
+        return False
+
     def regular(self, step: int) -> bool:
         """Whether a run that is never stopped has it too; of one that is damaged this is found out where it is read."""
         with suppress(InputError):
@@ -72,8 +85,11 @@ class Shelf:
         return sorted(metrics, key=lambda step: (metrics[step], -step))
 
     def prune(self, written: int, keep: int, keep_best: int) -> None:
-        """Remove what is neither among the newest that any run has, nor among the best, nor just written."""
-        steps = self.finished()
+        """Remove what is neither among the newest that any run has, nor among the best, nor just written.
+
+        What cannot be read stays, for it may be one of the best.
+        """
+        steps = [step for step in self.finished() if self._told(step) or step == written]
         kept = {written, *[step for step in steps if self.regular(step)][-keep:], *self.by_metric()[:keep_best]}
         for step in steps:
             if step not in kept:

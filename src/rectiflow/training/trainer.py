@@ -131,8 +131,7 @@ class Trainer:
         """What was due when the run was stopped; the checkpoint is then as that of a run which never was."""
         self._owed = False
         self._show(log)
-        if self._regular:
-            self._save_if_it_can(log)
+        self._save_if_it_can(log)  # killed later, the run does not make it up a second time
 
     @property
     def _regular(self) -> bool:

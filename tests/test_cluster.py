@@ -17,6 +17,7 @@ from rectiflow.cli.encode import Encode
 from rectiflow.cli.evaluate import Evaluate
 from rectiflow.cli.sample import Sample
 from rectiflow.cli.train import Train
+from rectiflow.plan.probe import training_stages
 from rectiflow.training.run_folder import HOW
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,8 +39,17 @@ def ours(words):
     """A command, whose settings are those of its recipe."""
     command = _parse(words)
     if isinstance(command, Train):
-        asked_run(command.recipe, command.data, command.autoencoder, command.source, command.config, command.set)
+        run_of(command)
     return command
+
+
+def run_of(command):
+    return asked_run(command.recipe, command.data, command.autoencoder, command.source, command.config, command.set)
+
+
+def has_samples_for(command, processes):
+    """Whether every stage that a command trains has one for each part of a batch."""
+    return all(stage.batch >= processes * stage.accumulate for stage in training_stages(run_of(command)))
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -51,6 +61,8 @@ def test_commands_are_understood(line):
     options, command = torchrun(words)
     assert isinstance(command, Train | Sample | Evaluate | Encode)
     assert int(options.nproc_per_node) == 8
+    if isinstance(command, Train):
+        assert has_samples_for(command, int(options.nnodes.split(":")[-1]) * 8)
     many = options.nnodes != "1:1"
     assert many == (options.rdzv_backend == "c10d")
     if many:
@@ -105,8 +117,10 @@ def slurm(tmp_path):
     files = {"SAID": str(tmp_path / "said"), "ASKED": str(tmp_path / "asked")}
     path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
 
-    def start(**more):
-        return subprocess.Popen(["bash", str(SLURM)], env={**job, **node, **place, **files, **more, "PATH": path})
+    def start(*words, **more):
+        return subprocess.Popen(
+            ["bash", str(SLURM), *words], env={**job, **node, **place, **files, **more, "PATH": path}
+        )
 
     return start
 
@@ -120,6 +134,18 @@ def test_slurm_starts_one_torchrun_on_each_machine(slurm, tmp_path):
     assert (options.nnodes, options.nproc_per_node, options.max_restarts) == ("2", "4", 3)
     assert (options.rdzv_backend, options.rdzv_endpoint, options.rdzv_id) == ("c10d", "node7:29400", "11-0")
     assert (command.data, command.run) == (Path("/shared/pictures of mine"), Path("/shared/run"))
+    assert command.recipe == "latent-256"
+    assert has_samples_for(command, 2 * 8)
+
+
+def test_slurm_is_told_another_recipe_and_its_settings(slurm, tmp_path):
+    (told,) = re.findall(r"RECIPE=(\w+) .*?\n#\s+(\S.*)\n", SLURM.read_text())
+    assert slurm(*told[1].split(), RECIPE=told[0]).wait(30) == 0
+    _, command = torchrun((tmp_path / "asked").read_text().splitlines()[1:])
+    assert command.recipe == told[0] == "video"
+    assert run_of(command).data.frames == 33
+    assert run_of(command).compile
+    assert has_samples_for(command, 2 * 8)
 
 
 def test_slurm_stopped_waits_for_the_run_to_save_and_queues_again(slurm, tmp_path):
@@ -172,5 +198,6 @@ def test_kubernetes_starts_one_torchrun_in_each_pod(monkeypatch):
     options, command = torchrun(container["command"])
     assert (options.nnodes, options.rdzv_backend, int(options.max_restarts)) == ("1:2", "c10d", policy["maxRestarts"])
     assert int(options.nproc_per_node) == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert has_samples_for(command, policy["maxReplicas"] * int(options.nproc_per_node))
     for folder in (command.data, command.run):
         assert str(folder).startswith(f"{mounts['shared']}/")

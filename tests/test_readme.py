@@ -1,10 +1,15 @@
 """The README's code runs, its tables are those of the results, its links exist."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+
+from rectiflow.__main__ import _parse
+from rectiflow.cli.asked import asked_run
+from rectiflow.cli.train import Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,3 +39,17 @@ def test_tables_are_made_from_the_results(page, monkeypatch):
 def test_links_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_are_understood(page):
+    """Those of fenced blocks; what stands for words of the reader's own is left to them."""
+    for block in re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if not words or not words[0].endswith("rectiflow") or re.search(r"[…|]|[^.]\.\.\.[^.]", line):
+                continue
+            command = _parse(words[1:])
+            if isinstance(command, Train) and command.resume is None:
+                asked = (command.recipe, command.data, command.autoencoder, command.source, None, command.set)
+                asked_run(*asked)

@@ -2,6 +2,11 @@
 # Train on several machines by Slurm: one torchrun on each, one process for each GPU.
 #
 #     DATA=/shared/photographs RUN=/shared/runs/photographs sbatch docs/launch/slurm.sh
+#     DATA=/shared/films RUN=/shared/runs/films RECIPE=video sbatch docs/launch/slurm.sh \
+#         latent.train.batch=16 data.frames=33
+#
+# What follows the script's name are settings (--set). A batch has at least one sample for each GPU, of every stage: that
+# of an autoencoder is small where one GPU trains it.
 #
 # At the time limit the run saves and leaves, and the job queues again by itself and goes on; likewise after a preemption
 # or the failure of a machine. A process that is killed costs what came after the last checkpoint, and no new job.
@@ -38,7 +43,8 @@ srun --kill-on-bad-exit=1 torchrun \
     --rdzv-backend=c10d \
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     --rdzv-endpoint="$first:29400" \
-    -m -- rectiflow train latent-256 --data "$DATA" --run "$RUN" --set activation_checkpointing=true compile=true &
+    -m -- rectiflow train "${RECIPE:-latent-256}" --data "$DATA" --run "$RUN" \
+    --set activation_checkpointing=true compile=true "$@" &
 step=$!
 
 # Slurm tells this script alone (B:), 300 seconds before the end; srun hands the signal on to every torchrun.

@@ -68,7 +68,7 @@ def run(config: TrainingConfig, folder: Path, console: Console) -> Outcome:
     if not isinstance(config, RunConfig) or config.latent is None:
         return train(config, folder, console)
     config = _with_absolute_paths(config, config.latent)
-    check_alike(config)
+    check_alike(config.model_dump(mode="json"))
     former = agreed_former(config, folder)  # what is refused leaves a folder as it was
     _check_processes(former or config, folder)
     with alone_in(folder):

@@ -1,5 +1,6 @@
 """`rectiflow sample` of a model of clips."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from PIL import Image
 from rectiflow.__main__ import main
 from rectiflow.conditioner import Conditioner
 from rectiflow.conditioning.frames_config import FramesConfig
-from rectiflow.data.clips import rate_of
+from rectiflow.data.clips import rate_of, read_about
 from rectiflow.flow.config import FlowConfig
 from rectiflow.flow.flow import Flow
 from rectiflow.networks.build import build
@@ -81,3 +82,64 @@ def test_of_a_filmstrip_only_what_is_shown_is_held(model, tmp_path, monkeypatch,
 @pytest.mark.parametrize("told", [0, -1, 1e-4, "8", math.nan, 1e9, None])
 def test_a_rate_that_is_none_is_not_believed(told):
     assert rate_of({"rate": told}) == 8.0
+
+
+def test_one_clip_is_only_itself(model, tmp_path):
+    """Not a sheet with a frame of grey around it, which a clip that goes on from it would have, too."""
+    one, two = tmp_path / "one.gif", tmp_path / "two.gif"
+    assert main(["sample", str(model), "--steps", "1", "--out", str(one)]) == 0
+    assert main(["sample", str(model), "--steps", "1", "--count", "2", "--out", str(two)]) == 0
+    assert Image.open(one).size == (256, 256)
+    assert Image.open(two).size == (19 * 13, 10 * 13)
+
+
+def test_a_clip_that_goes_on_runs_as_its_film_does(model, tmp_path):
+    film, out = tmp_path / "x.gif", tmp_path / "y.gif"
+    assert main(["sample", str(model), "--steps", "1", "--rate", "20", "--out", str(film)]) == 0
+    for asked, milliseconds in (([], 50), (["--rate", "4"], 250)):
+        assert (
+            main(
+                [
+                    "sample",
+                    str(model),
+                    "--steps",
+                    "1",
+                    "--go-on",
+                    str(film),
+                    "--overlap",
+                    "1",
+                    "--out",
+                    str(out),
+                    *asked,
+                ]
+            )
+            == 0
+        )
+        made = Image.open(out)
+        made.seek(1)
+        assert made.info["duration"] == milliseconds
+
+
+def test_a_folder_may_have_the_frames_of_each(model, tmp_path, capsys):
+    asked = ["sample", str(model), "--steps", "1", "--count", "2"]
+    assert main([*asked, "--each", "frames", "--out", str(tmp_path / "frames")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "frames" / "metadata.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == ["00000", "00001"]
+    for line in lines:
+        frames = sorted((tmp_path / "frames" / line["file_name"]).glob("*.png"))
+        assert [Image.open(frame).size for frame in frames] == 5 * [(8, 8)]
+    assert main([*asked, "--each", "gif", "--out", str(tmp_path / "gifs")]) == 0
+    assert [path.name for path in sorted((tmp_path / "gifs").glob("*.gif"))] == ["00000.gif", "00001.gif"]
+    assert main([*asked, "--each", "frames", "--out", str(tmp_path / "x.mp4")]) == 2
+    assert "--each frames is of a folder" in capsys.readouterr().err
+
+
+def test_a_film_says_how_it_can_be_made_again(model, tmp_path):
+    film, out = tmp_path / "x.gif", tmp_path / "y.gif"
+    assert main(["sample", str(model), "--steps", "1", "--out", str(film)]) == 0
+    told = read_about(film)
+    assert told.keys().isdisjoint({"frames", "size", "go_on", "overlap", "rate", "precision", "null"})
+    more = ["--frames", "9", "--size", "16", "8", "--go-on", str(film), "--overlap", "1", "--rate", "5"]
+    assert main(["sample", str(model), "--steps", "1", "--out", str(out), *more, "--null", "nothing"]) == 0
+    asked = {"frames": 9, "size": [16, 8], "go_on": str(film), "overlap": 1, "rate": 5.0, "null": "nothing"}
+    assert asked.items() <= read_about(out).items()

@@ -27,7 +27,9 @@ from rectiflow.request import Request
 from rectiflow.training.run_folder import read_run
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
+from rectiflow.training.weights_at import weights_at
 from tests.conditioning.tiny import encoder
+from tests.conftest import same
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
@@ -115,6 +117,8 @@ def test_two_encoders_train_and_sample(tmp_path, pictures, asked):
     out = tmp_path / "out.png"
     assert main(["sample", str(tmp_path / "run"), "--prompt", PROMPTS[0], "--steps", "2", "--out", str(out)]) == 0
     assert out.exists()
+    state = pipeline.flow.state_dict()
+    assert same(weights_at(tmp_path / "run", 6, state)[0], state)
 
 
 def test_each_caption_is_encoded_once_and_never_in_training(tmp_path, pictures, asked, monkeypatch):

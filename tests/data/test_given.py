@@ -28,7 +28,8 @@ def test_a_film_is_gone_on_from_at_its_end_wherever_a_frame_was_held(tmp_path, h
     """By its times, but for how long its last frame is shown; a server goes on from the same frames."""
     lasts = [2000 if number in held else 100 for number in range(10)]
     path = _gif(tmp_path / "x.gif", lasts)
-    end = read_end(path, 5, SHAPE)
+    end, speed = read_end(path, 5, SHAPE)
+    assert speed == pytest.approx(10)
     assert _levels(end) == ([7, 7, 7, 8, 9] if 7 in held else [5, 6, 7, 8, 9])
     frames, length, rate = read_film(path, 1, SHAPE[-2:], 100, 5)
     assert torch.equal(to_float(frames.permute(3, 0, 1, 2))[None], end)
@@ -38,7 +39,7 @@ def test_a_film_is_gone_on_from_at_its_end_wherever_a_frame_was_held(tmp_path, h
 
 
 def test_an_even_film_ends_with_its_last_frames(tmp_path):
-    assert _levels(read_end(_gif(tmp_path / "x.gif", [100] * 10), 5, SHAPE)) == [5, 6, 7, 8, 9]
+    assert _levels(read_end(_gif(tmp_path / "x.gif", [100] * 10), 5, SHAPE)[0]) == [5, 6, 7, 8, 9]
 
 
 def test_a_film_shorter_than_what_is_asked_is_refused(tmp_path):

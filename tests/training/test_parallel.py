@@ -175,7 +175,7 @@ def test_processes_of_two_minds_are_named(monkeypatch):
     mine = asked()
     monkeypatch.setattr(ranks, "started", lambda: True)
     monkeypatch.setattr(ranks, "gather", lambda said: [said, said])
-    check_alike(mine)
+    check_alike(mine.model_dump(mode="json"))
 
     def other(said):
         settings = {**said["settings"], "batch": 16, "optimiser": {**said["settings"]["optimiser"], "lr": 1.0}}
@@ -185,4 +185,4 @@ def test_processes_of_two_minds_are_named(monkeypatch):
     with pytest.raises(
         InputError, match=r"process 1 differs from process 0 in code of rectiflow, batch, optimiser.lr;"
     ):
-        check_alike(mine)
+        check_alike(mine.model_dump(mode="json"))

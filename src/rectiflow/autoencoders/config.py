@@ -128,8 +128,8 @@ def check_frames(temporal: int, shape: Sequence[int]) -> None:
     if frames < 1 or (frames - 1) % temporal:
         nearest = 1 + temporal * max(0, round((frames - 1) / temporal))
         raise InputError(
-            f"the autoencoder takes clips of 1+{temporal}k frames, received {frames}; the nearest is {nearest}: set "
-            f"data.frames={nearest}."
+            f"the autoencoder takes clips of 1+{temporal}k frames, received {frames}; the nearest is {nearest} "
+            "(--frames of samples, data.frames of a run)."
         )
 
 

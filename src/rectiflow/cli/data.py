@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 5
 
+# The recipes for folders of what the built-in sets hold: clips, and pictures with captions.
+_TRAINED_BY = {"digit-clips": "video", "digit-scenes": "text"}
+
 
 @dataclass(frozen=True)
 class Data:
@@ -48,7 +51,7 @@ class Data:
 
         written = write_set(self.source, self.out, self.count)
         parts = " and ".join(f"{count} in {self.out / part}" for part, count in written.items())
-        print(f"wrote {parts}. Train: rectiflow train folder --data {self.out}")
+        print(f"wrote {parts}. Train: rectiflow train {_TRAINED_BY.get(self.source, 'folder')} --data {self.out}")
         return 0
 
     def _show(self, settings: list[str]) -> None:

@@ -47,7 +47,7 @@ class Encode:
     def __call__(self) -> int:
         """Encode; returns the exit status."""
         try:
-            with together() as first:
+            with together(self) as first:
                 self._encode(first)
         except KeyboardInterrupt:
             print(f"Stopped; the same command goes on after the last whole shard in {self.out}.")

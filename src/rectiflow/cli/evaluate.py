@@ -53,7 +53,7 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Measure; returns the exit status."""
-        with together() as first:
+        with together(self) as first:
             lines = self._measure()
             if first:
                 print("\n".join(lines))

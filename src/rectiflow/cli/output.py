@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rectiflow.base.errors import InputError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _COLUMNS = 16
 _STRIP = 9  # frames of a clip in a PNG
 FILMS = (".mp4", ".gif")
+Each = Literal["mp4", "gif", "frames"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Output:
             arr_0 (uint8, N×H×W×C or N×T×H×W×C) and arr_1 (labels); anything else is a folder.
         columns: samples in a row; 0 is as many as are named, up to 16.
         rate: frames a second of films; None is what the samples say of themselves (`rate_of`).
+        each: what a folder gets of each clip: an mp4, a gif, or a folder of its frames.
     """
 
     path: Path
     columns: int = 0
     rate: float | None = None
+    each: Each = "mp4"
 
     @property
     def suffix(self) -> str:
@@ -45,6 +48,8 @@ class Output:
             raise InputError(
                 f"--out {self.path}: expected a name ending in .png, .npz, .mp4 or .gif, or a folder without an ending."
             )
+        if self.each != "mp4" and self.suffix:
+            raise InputError(f"--each {self.each} is of a folder, received --out {self.path}; leave its ending out.")
         if self.rate is None:
             return
         from rectiflow.data.clips import FASTEST, SLOWEST
@@ -104,6 +109,8 @@ class Output:
         elif self.suffix == ".png":
             save_png(film_strip(levels, _STRIP), self.path, about)
         elif self.suffix in FILMS:
-            save_clip(clip_grid(levels, self.columns or min(len(levels), _COLUMNS)), self.path, rate, about)
+            columns = self.columns or min(len(levels), _COLUMNS)
+            # One clip is only itself, without a frame of grey around it: a film that can be gone on from.
+            save_clip(clip_grid(levels, columns) if len(levels) > 1 else levels[0], self.path, rate, about)
         else:
-            save_clips(levels, self.path, rate, each, names)
+            save_clips(levels, self.path, rate, each, names, "" if self.each == "frames" else f".{self.each}")

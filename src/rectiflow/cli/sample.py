@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from rectiflow.base.errors import InputError
-from rectiflow.cli.output import Output
+from rectiflow.cli.output import Each, Output
 from rectiflow.cli.together import together
 
 if TYPE_CHECKING:
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
     from rectiflow.pipeline import Pipeline
     from rectiflow.request import Request
+
+
+# What a file says of how it was made where it is not as usual.
+_TOLD_IF_ASKED = (
+    *("source", "guide", "picture", "null", "negative", "size", "precision"),
+    *("frames", "first", "last", "go_on", "overlap", "rate"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Sample:
         last: Picture that they end with.
         go_on: Film whose last --overlap frames they begin with, and go on from.
         overlap: Frames that a window takes over from the one before, 1+4m.
-        rate: Frames a second of films; those that the model was trained at, or 8, if left out.
+        rate: Frames a second of films; if left out, those of --go-on, or those that the model was trained at, or 8.
+        each: What a folder gets of each clip: an mp4, a gif, or a folder of its frames.
         filmstrip: Show this many moments from noise to picture in each row, a row for each picture (X.png only).
         precision: Of the network's arithmetic: float32, or bfloat16, about twice as fast where the processor has it.
         device: auto, cpu, cuda or mps.
@@ -90,20 +98,21 @@ class Sample:
     go_on: Path | None = None
     overlap: int = 5
     rate: float | None = None
+    each: Each = "mp4"
     filmstrip: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
 
     def __call__(self) -> int:
         """Sample; returns the exit status."""
-        with together() as first:
+        with together(self) as first:
             self._sample()
             if first:
                 print(f"wrote {self.out}")
         return 0
 
     def _sample(self) -> None:
-        output = Output(self.out, self.count if self.count > 1 else 0, self.rate)
+        output = Output(self.out, self.count if self.count > 1 else 0, self.rate, self.each)
         output.check()
         if self.filmstrip and (output.suffix != ".png" or self.filmstrip < 2):
             raise InputError("--filmstrip takes at least 2 moments and an --out that ends in .png.")
@@ -125,6 +134,7 @@ class Sample:
         # What is given in place of a run's own pictures needs these no more.
         pipeline = model_of(self.run, device) if self.source is None else Pipeline.load(self.run, device)
         given, names = self._given(pipeline)
+        frames, rate = self._frames(pipeline)
         request = Request(
             classes=self.classes,
             prompts=self.prompt,
@@ -145,12 +155,12 @@ class Sample:
             picture=given,
             null=self.null,
             frames=self.frames,
-            **self._frames(pipeline),
+            **frames,
         )
         if self.filmstrip:
             self._save_filmstrip(pipeline, request)
         else:
-            self._save_samples(pipeline, request, output, names)
+            self._save_samples(pipeline, request, replace(output, rate=output.rate or rate), names)
 
     def _save_prior(self, model: Path, output: Output) -> None:
         import torch
@@ -218,21 +228,24 @@ class Sample:
         images = pictures_in(str(self.source), (channels, *size)).train
         return to_float(images.fetch(torch.arange(min(self.count, len(images)))))
 
-    def _frames(self, pipeline: "Pipeline") -> dict[str, "Tensor | None"]:
-        """What --first, --last and --go-on give, under the names of a request."""
+    def _frames(self, pipeline: "Pipeline") -> tuple[dict[str, "Tensor | None"], float | None]:
+        """What --first, --last and --go-on give, under the names of a request; and the rate of --go-on."""
         if self.first is self.last is self.go_on is None:
-            return {}
+            return {}, None
         if pipeline.conditioner.frames is None:
             raise InputError(f"{self.run} is given no frames beside the noise; leave out --first, --last and --go-on.")
         if self.first is not None and self.go_on is not None:
             raise InputError("--first and --go-on both say how clips begin; leave out one of them.")
+        from rectiflow.data.clips import FASTEST, SLOWEST
         from rectiflow.data.given import read_end, read_frame
 
+        rate = None
         shape = (*pipeline.shape[:2], *(self.size or pipeline.size))
         first = None if self.first is None else read_frame(self.first, shape)
         if self.go_on is not None:
-            first = read_end(self.go_on, self.overlap, shape)
-        return {"first": first, "last": None if self.last is None else read_frame(self.last, shape)}
+            first, own = read_end(self.go_on, self.overlap, shape)
+            rate = min(max(own, SLOWEST), FASTEST)
+        return {"first": first, "last": None if self.last is None else read_frame(self.last, shape)}, rate
 
     def _save_samples(self, pipeline: "Pipeline", request: "Request", output: Output, names: Sequence[str]) -> None:
         from rectiflow.base.ranks import first
@@ -284,16 +297,14 @@ class Sample:
         about = {k: v for k, v in asdict(self).items() if k in names}
         if "," in self.grid:
             about["steps"] = self.grid.count(",")
-        if self.source is not None:
-            about["source"] = str(self.source)
-        if self.guide is not None:
-            about["guide"] = str(self.guide)
-        if self.picture is not None:
-            about |= {"picture": str(self.picture), "null": self.null}
         if pipeline.flow.one_step:
             about |= {"steps": 1, "solver": "euler", "grid": "uniform"}
-        if self.negative:
-            about["negative"] = self.negative
+        plain = Sample(self.run)
+        for name in _TOLD_IF_ASKED:
+            if (value := getattr(self, name)) != getattr(plain, name):
+                about[name] = str(value) if isinstance(value, Path) else value
+        if self.picture is not None:
+            about["null"] = self.null
         asked = {"prompts": list(self.prompt)} if pipeline.takes_prompts else {"classes": list(classes)}
         return {"model": str(self.run), **pipeline.training, **asked, **about}
 

@@ -51,7 +51,7 @@ class Train:
             asked = asked_run(self.recipe, self.data, self.autoencoder, self.source, self.config, self.set)
 
         from rectiflow.base.memory_full import told_if_full
-        from rectiflow.base.ranks import first, joined
+        from rectiflow.base.ranks import first, joined, started
         from rectiflow.base.terminal import plain_console
         from rectiflow.cli.hint import sample_command
         from rectiflow.training.interrupt import AtOnceError, die
@@ -61,7 +61,7 @@ class Train:
         name = self.data.absolute().name if self.data is not None else self.recipe
         folder = self.resume or self.run or Path("runs") / (name or self.recipe)
         with joined(), told_if_full():
-            console = plain_console(quiet=not first())
+            console, launcher = plain_console(quiet=not first()), "torchrun … -m -- " if started() else ""
             try:
                 outcome = run(asked or with_settings(read_run(folder), listed(self.set)), folder, console)
             except AtOnceError as error:
@@ -69,7 +69,7 @@ class Train:
         saved = model_step(folder / "model")
         if not outcome.finished:
             kept = f" and saved after step {outcome.step}" if outcome.step else ""
-            words = f"Stopped{kept}. Go on: rectiflow train --resume {folder}"
+            words = f"Stopped{kept}. Go on: {launcher}rectiflow train --resume {folder}"
         elif not outcome.trained:
             words = f"{folder} is already trained ({outcome.step} steps)."
         elif saved != outcome.step:

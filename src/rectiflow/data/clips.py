@@ -76,9 +76,14 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
 
 
 def save_clips(
-    pixels: Tensor, folder: Path, rate: float, about: Sequence[Mapping[str, object]], names: Sequence[str] = ()
+    pixels: Tensor,
+    folder: Path,
+    rate: float,
+    about: Sequence[Mapping[str, object]],
+    names: Sequence[str] = (),
+    ending: str = ".mp4",
 ) -> None:
-    """Write an mp4 for each clip and `metadata.jsonl`, a line each with `file_name` first.
+    """Write a file or folder for each clip and `metadata.jsonl`, a line each with `file_name` first.
 
     Args:
         pixels: uint8 N×T×H×W×C.
@@ -86,13 +91,14 @@ def save_clips(
         rate: frames a second, 0.1 to 240.
         about: N mappings, written into the clip and into its line.
         names: N names of files, without their ending; numbers if left out.
+        ending: of the files; empty is a folder of frames for each.
 
     Raises:
         InputError: as of `save_clip`.
     """
     lines = []
     for i, (clip, words) in enumerate(zip(pixels, about, strict=True)):
-        name = f"{names[i] if names else f'{i:05d}'}.mp4"
+        name = f"{names[i] if names else f'{i:05d}'}{ending}"
         save_clip(clip, folder / name, rate, words)
         lines.append(json.dumps({"file_name": name, **words}, ensure_ascii=False))
     write_text(folder / "metadata.jsonl", "".join(f"{line}\n" for line in lines))

@@ -199,12 +199,13 @@ def packet_times(path: Path) -> list[tuple[float, float]] | None:
     try:
         with _film(path) as (container, stream):
             unit, counted = float(stream.time_base), container.format.name == "avi"
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+            # Times alone: what is coded would be as large as the file.
+            told = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.size and not p.is_discard]
             if counted:
-                return [(n / float(stream.average_rate), 0.0) for n in range(len(packets))]
-            if any(packet.pts is None for packet in packets):
+                return [(n / float(stream.average_rate), 0.0) for n in range(len(told))]
+            if any(time is None for time, _ in told):
                 return None
-            return sorted({p.pts: (p.pts * unit, (p.duration or 0) * unit) for p in packets}.values())
+            return sorted({time: (time * unit, lasts * unit) for time, lasts in told}.values())
     except (Unusable, InputError):
         raise
     except Exception as error:  # a reader may raise anything on bytes that it does not expect

@@ -79,8 +79,8 @@ class Ending(NamedTuple):
     rate: float
 
 
-def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
-    """The last `count` frames of a film, at its own rate, for clips of shape C×T×H×W: 1×C×count×H×W in [−1, 1].
+def read_end(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, float]:
+    """The last `count` frames of a film, for clips of shape C×T×H×W: 1×C×count×H×W in [−1, 1]; and its rate.
 
     Raises:
         InputError: no film, or one of fewer frames; one line.
@@ -91,7 +91,7 @@ def read_end(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
         raise InputError(f"{path}: {problem}; expected a film, such as .mp4, .webm or .gif.") from problem
     if ending.length < count:
         raise InputError(f"{path} has {ending.length} frames, expected {count} at least to go on from.")
-    return to_float(ending.frames.permute(3, 0, 1, 2))[None]
+    return to_float(ending.frames.permute(3, 0, 1, 2))[None], ending.rate
 
 
 def read_film(path: Path, channels: int, size: tuple[int, int], most: int, last: int | None = None) -> Ending:

@@ -1,7 +1,9 @@
 """That all processes of a job are of one mind: the same code, the same settings."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,18 +11,20 @@ import rectiflow
 from rectiflow.base import ranks
 from rectiflow.base.config import differences
 from rectiflow.base.errors import InputError
-from rectiflow.training.config import TrainingConfig
 
 
-def check_alike(config: TrainingConfig) -> None:
+def check_alike(settings: Mapping[str, Any]) -> None:
     """Nothing, if every process has the same settings, the same torch and the same code of this library.
+
+    Args:
+        settings: of what the job is to do, in values that JSON has.
 
     Raises:
         InputError: one has not; it and what differs are named.
     """
     if not ranks.started():
         return
-    mine = {"torch": torch.__version__, "code of rectiflow": _code(), "settings": config.model_dump(mode="json")}
+    mine = {"torch": torch.__version__, "code of rectiflow": _code(), "settings": dict(settings)}
     said = ranks.gather(mine)
     for rank, other in enumerate(said):
         names = differences(said[0], other)

@@ -195,10 +195,15 @@ class Checkpoints:
             tell(f"{self.shelf.path(each)} led to bad steps alone; {self.shelf.set_aside(each)}.")
         return bool(later)
 
-    def load(self, step: int, state: dict[str, Any]) -> None:
+    def load(self, step: int, state: dict[str, Any], part: bool = False) -> None:
         """Fill `state`, tensors in place, from the checkpoint after `step` steps.
 
         It is verified first, unless `newest_good` has just done so.
+
+        Args:
+            step: of a finished one.
+            state: what to fill, of the same keys, shapes and types.
+            part: whether the checkpoint may have more keys than are asked for.
 
         Raises:
             InputError: it is damaged, or of another network or optimiser; the first difference is named.
@@ -210,7 +215,7 @@ class Checkpoints:
             if problem := self._damage(step)[0]:
                 raise InputError(f"{path} cannot be read; remove it to go on from the one before ({problem}).")
         try:
-            dcp.load(state, storage_reader=dcp.FileSystemReader(path), planner=Exactly(), **self._among)
+            dcp.load(state, storage_reader=dcp.FileSystemReader(path), planner=Exactly(part), **self._among)
         except ERRORS as error:
             written = read_manifest(path).torch
             other = f"; torch {written} wrote it, this is {torch.__version__}" if written != torch.__version__ else ""

@@ -17,7 +17,15 @@ ERRORS = (CheckpointException, OSError, RuntimeError, EOFError, ValueError)  # w
 
 @final
 class Exactly(dcp.DefaultLoadPlanner):
-    """Takes no checkpoint that has other keys, shapes or types than what it is loaded into."""
+    """Takes no checkpoint that has other keys, shapes or types than what it is loaded into.
+
+    Args:
+        part: whether the checkpoint may have more keys, which are left out.
+    """
+
+    def __init__(self, part: bool = False) -> None:
+        super().__init__()
+        self._part = part
 
     def set_up_planner(self, state_dict: dict[str, Any], metadata: Any = None, is_coordinator: bool = False) -> None:
         """Compare, when torch has flattened the state.
@@ -34,7 +42,7 @@ class Exactly(dcp.DefaultLoadPlanner):
             saved, now = _kind(there[name]), _kind(value)
             if saved != now:
                 raise InputError(f"{name} is {saved} there and {now} here. {remedy}")
-        for name in there:
+        for name in () if self._part else there:
             if name not in self.state_dict:
                 raise InputError(f"it has {name}, which is unknown here. {remedy}")
 

@@ -111,7 +111,7 @@ def train(config: TrainingConfig, folder: Path, console: Console, index: Path | 
     Raises:
         InputError: the folder holds another run or something else, or training cannot go on; one line.
     """
-    check_alike(config)
+    check_alike(config.model_dump(mode="json"))
     agreed_former(config, folder)  # what is refused leaves a folder as it was
     with alone_in(folder):
         former = agreed_former(config, folder)  # until now another job may have had it

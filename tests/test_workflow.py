@@ -11,10 +11,12 @@ from rich.console import Console
 from rectiflow import workflow
 from rectiflow.__main__ import main
 from rectiflow.autoencoders.latent_space import LatentSpace
+from rectiflow.base import ranks
 from rectiflow.base.errors import InputError
 from rectiflow.models.autoencoder import digest, load_autoencoder
 from rectiflow.pipeline import Pipeline, Request
 from rectiflow.recipes.registry import resolve, with_settings
+from rectiflow.training.run import train
 from rectiflow.training.run_folder import read_run
 from rectiflow.training.trainer import Trainer
 
@@ -355,3 +357,32 @@ def test_a_bridge_is_scored_from_its_held_out_sources(tmp_path, console):
     asked = config(f"data={{set: folder, size: 8, held_out: 0.4, {folders}}}", "flow.source=pictures")
     assert workflow.run(asked, tmp_path / "run", console).finished
     assert (tmp_path / "run" / "evaluation" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ((), r"latent\.train\.batch=4 is too small for 6 processes.*set latent\.train\.batch=6 in another"),
+        (("latent.train.batch=6", "batch=5"), r"^batch=5 is too small for 6 processes"),
+        (("latent.train.batch=6", "accumulate=2"), r"^batch=8 is too small for 6 processes with accumulate=2"),
+    ],
+)
+def test_a_stage_that_so_many_processes_cannot_share_is_told_before_the_first(
+    tmp_path, console, monkeypatch, settings, words
+):
+    monkeypatch.setattr(ranks, "world", lambda: 6)
+    with pytest.raises(InputError, match=words):
+        workflow.run(config(*settings), tmp_path / "run", console)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_is_done_is_not_asked_for_its_batch(tmp_path, console, monkeypatch):
+    run = tmp_path / "run"
+    asked = config()
+    first = asked.latent.train.model_copy(update={"data": asked.data})
+    assert train(first, run / "autoencoder", console).finished
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "world", lambda: 6)
+        with pytest.raises(InputError, match=r"^batch=8 is too small for 6 processes with accumulate=2"):
+            workflow._check_processes(config("accumulate=2"), run)
+        workflow._check_processes(config(), run)

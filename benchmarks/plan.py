@@ -24,9 +24,9 @@ from rectiflow.training.generator_config import RunConfig
 
 CHILD = Path(__file__).parent / "plan_child.py"
 PICTURES, CLIPS = 320, 64  # of a folder, to train on; and held out
-# Steps of the run, and of the autoencoders before it: one to two minutes of training on two cores.
-STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "clips": 40, "video": 24, "latent-256": 8}
-USUAL, FIRST, FIRST_OF = 80, 60, {"clips": 40, "video": 24, "latent-256": 6}
+# Steps of the run, and of the autoencoders before it: some minutes on two cores, most of them for what is done between.
+STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "text": 32, "clips": 16, "video": 12, "latent-256": 6}
+USUAL, FIRST, FIRST_OF = 80, 60, {"text": 32, "clips": 16, "video": 12, "latent-256": 4}
 # What a GPU is needed for is made smaller, for the forecast and the run alike.
 SMALLER = {"latent-256": {"size": 128, "batch": 8, "first": 2}}
 

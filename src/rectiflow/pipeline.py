@@ -50,7 +50,7 @@ from rectiflow.sampling.sample import State, trajectory
 from rectiflow.sampling.solvers import solver as solver_named
 from rectiflow.sampling.stochastic import Noise
 
-_CHUNK = 125
+AT_ONCE = 125  # pictures or clips that a core, or a GPU, makes at a time at most
 _PATH = ("schedule", "exponent", "sigma_min", "sigma_max")
 
 
@@ -97,7 +97,7 @@ class Pipeline:
             made, given = self.decode(last, request).cpu(), request.given(torch.arange(*part))
             return made if given is None else self.conditioner.degradation.put_back(made, given)
 
-        parts = even_parts(start, stop, _CHUNK, torch.get_num_threads() if on_cpu else 1)
+        parts = even_parts(start, stop, AT_ONCE, torch.get_num_threads() if on_cpu else 1)
         return torch.cat(over_cores(pictures, parts) if on_cpu else [pictures(part) for part in parts])
 
     def decode(self, state: State, request: Request) -> Tensor:

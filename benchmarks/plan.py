@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import common
 from kept import Result, keep, measured
+from rectiflow.data.config import CLIP_RATE
 from rectiflow.data.sets import write_set
 from rectiflow.plan.plan import plan
 from rectiflow.recipes.registry import RECIPES
@@ -48,7 +49,9 @@ def short(recipe: str, folder: Path) -> TrainingConfig:
     config = lowered(config, STEPS.get(recipe, USUAL), smaller.get("batch"))
     data = config.data
     if data.set == "folder":
-        update = {"dir": str(folder / ("clips" if data.frames > 1 else "pictures"))}
+        update: dict[str, object] = {"dir": str(folder / ("clips" if data.frames > 1 else "pictures"))}
+        if data.rate is not None:
+            update["rate"] = CLIP_RATE
         data = data.model_copy(update=update | ({"size": smaller["size"]} if smaller else {}))
     config = config.model_copy(update={"data": data})
     if not isinstance(config, RunConfig) or config.latent is None:

@@ -44,7 +44,7 @@ def test_links_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_are_understood(page):
     """Those of fenced blocks; what stands for words of the reader's own is left to them."""
-    for block in re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+    for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if not words or not words[0].endswith("rectiflow") or re.search(r"[…|]|[^.]\.\.\.[^.]", line):

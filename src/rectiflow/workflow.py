@@ -98,8 +98,9 @@ def _check_processes(config: TrainingConfig, folder: Path) -> None:
     ahead: list[tuple[TrainingConfig, str]] = [(config, "")]
     if not config.latent.autoencoder and not from_first(finished(config.latent.train, folder / AUTOENCODER)):
         ahead.insert(0, (config.latent.train, f"{STAGES[AUTOENCODER]}."))
-        if config.latent.pictures is not None and not from_first(begun(config.latent.train, folder / AUTOENCODER)):
-            ahead.insert(0, (config.latent.pictures, f"{STAGES[PICTURES]}."))
+        pictures, taken = config.latent.pictures, from_first(begun(config.latent.train, folder / AUTOENCODER))
+        if pictures is not None and not taken and not from_first(finished(pictures, folder / PICTURES)):
+            ahead.insert(0, (pictures, f"{STAGES[PICTURES]}."))
     for stage, above in ahead:
         check_parallel(stage, above)
 

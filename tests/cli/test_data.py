@@ -1,10 +1,14 @@
 """`rectiflow data` shows what training would see."""
 
 import json
+import re
+import shlex
 
 import pytest
 
-from rectiflow.__main__ import main
+from rectiflow.__main__ import _parse, main
+from rectiflow.cli.asked import asked_run
+from rectiflow.data.sets import open_set
 from tests.data.test_folder import picture
 
 
@@ -44,3 +48,14 @@ def test_a_built_in_set_is_shown(capsys):
 def test_what_cannot_be_shown(words, said, capsys):
     assert main(["data", *words]) != 0
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits", "digit-scenes", "digit-clips"])
+def test_the_command_that_is_told_trains_on_all_that_was_written(tmp_path, capsys, name):
+    out = tmp_path / "set"
+    assert main(["data", name, "--out", str(out), "--count", "6"]) == 0
+    (words,) = re.findall(r"Train: rectiflow (.*)", capsys.readouterr().out)
+    command = _parse(shlex.split(words))
+    config = asked_run(command.recipe, command.data, "", None, None, command.set)
+    data = open_set(config.data.model_copy(update={"workers": 0}))
+    assert (len(data.train), len(data.held_out)) == (6, 6)

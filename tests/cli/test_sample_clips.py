@@ -94,30 +94,16 @@ def test_one_clip_is_only_itself(model, tmp_path):
 
 
 def test_a_clip_that_goes_on_runs_as_its_film_does(model, tmp_path):
-    film, out = tmp_path / "x.gif", tmp_path / "y.gif"
-    assert main(["sample", str(model), "--steps", "1", "--rate", "20", "--out", str(film)]) == 0
+    film, out, trained = tmp_path / "x.gif", tmp_path / "y.gif", tmp_path / "model"
+    replace(Pipeline.load(model), training={"rate": 8.0}).save(trained)
+    usual = ["sample", str(trained), "--steps", "1"]
+    assert main([*usual, "--rate", "20", "--out", str(film)]) == 0
     for asked, milliseconds in (([], 50), (["--rate", "4"], 250)):
-        assert (
-            main(
-                [
-                    "sample",
-                    str(model),
-                    "--steps",
-                    "1",
-                    "--go-on",
-                    str(film),
-                    "--overlap",
-                    "1",
-                    "--out",
-                    str(out),
-                    *asked,
-                ]
-            )
-            == 0
-        )
+        assert main([*usual, "--go-on", str(film), "--overlap", "1", "--out", str(out), *asked]) == 0
         made = Image.open(out)
         made.seek(1)
         assert made.info["duration"] == milliseconds
+        assert read_about(out)["rate"] == pytest.approx(1000 / milliseconds)
 
 
 def test_a_folder_may_have_the_frames_of_each(model, tmp_path, capsys):
@@ -128,6 +114,10 @@ def test_a_folder_may_have_the_frames_of_each(model, tmp_path, capsys):
     for line in lines:
         frames = sorted((tmp_path / "frames" / line["file_name"]).glob("*.png"))
         assert [Image.open(frame).size for frame in frames] == 5 * [(8, 8)]
+    (tmp_path / "frames" / "00001" / "mine.txt").touch()
+    assert main([*asked, "--each", "frames", "--out", str(tmp_path / "frames")]) == 2
+    assert "00001 holds mine.txt" in capsys.readouterr().err
+    assert (tmp_path / "frames" / "00001" / "mine.txt").is_file()
     assert main([*asked, "--each", "gif", "--out", str(tmp_path / "gifs")]) == 0
     assert [path.name for path in sorted((tmp_path / "gifs").glob("*.gif"))] == ["00000.gif", "00001.gif"]
     assert main([*asked, "--each", "frames", "--out", str(tmp_path / "x.mp4")]) == 2

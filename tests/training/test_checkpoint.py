@@ -92,7 +92,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, background):
         5: [2, 4, 5],
         6: [2, 4, 5, 6],
         7: [2, 4, 6, 7],
-        8: [2, 7, 8],  # of two equal ones the newer is the better
+        8: [2, 4, 7, 8],  # of two equal ones the older is the better
     }
     assert Checkpoints(tmp_path, 1).best() == 2
     assert names(tmp_path) == [f"step-{step:08d}" for step in kept[8]]
@@ -166,3 +166,19 @@ def test_copying_costs_less_than_writing(tmp_path):
             times.setdefault(name, []).append(time.perf_counter() - began)
             kind.wait()
     assert min(times["copy"]) < 0.7 * min(times["write"])
+
+
+def test_what_is_kept_for_its_metric_is_what_an_unstopped_run_has(tmp_path):
+    """A stop saves with the metric that still stands, and would take the place of the one that was measured."""
+    checkpoints = Checkpoints(tmp_path, 1, keep_best=1)
+    for step, metric, regular, owed in (
+        (1, 0.5, True, False),
+        (2, 0.1, True, False),
+        (3, 0.1, False, False),
+        (4, 0.1, True, True),
+        (5, 0.1, True, False),
+        (6, 0.7, True, False),
+    ):
+        checkpoints.save(step, state(step), metric, regular, owed)
+        assert checkpoints.best() == (1 if step == 1 else 2)
+    assert checkpoints.steps() == [2, 6]

@@ -15,7 +15,7 @@ from rectiflow.training.bands import BANDS, SAMPLES, by_noise_level, means
 from rectiflow.training.generators import GANStage
 from rectiflow.training.stage import Stage
 from rectiflow.training.stages import FlowStage
-from rectiflow.training.watch import Watch, matrix_rate, memory, weight_norm
+from rectiflow.training.watch import Watch, _matrix_rate, matrix_rate, memory, weight_norm
 
 CPU = torch.device("cpu")
 
@@ -209,10 +209,14 @@ def test_norm_and_memory():
 
 
 def test_the_matrix_rate_is_that_of_large_products():
+    """Measured anew, before and after products of this test's own, for the machine may be busy meanwhile."""
     x, y = torch.randn(2, 1024, 1024)
-    best = math.inf
-    for _ in range(20):
-        start = time.perf_counter()
-        _ = x @ y
-        best = min(best, time.perf_counter() - start)
-    assert 0.3 < matrix_rate(CPU, "float32") / (2 * 1024**3 / best) < 3
+    rates, best = [], math.inf
+    for _ in range(3):
+        _matrix_rate.cache_clear()
+        rates.append(matrix_rate(CPU, "float32"))
+        for _ in range(10):
+            start = time.perf_counter()
+            _ = x @ y
+            best = min(best, time.perf_counter() - start)
+    assert 0.25 < max(rates) / (2 * 1024**3 / best) < 4

@@ -9,9 +9,11 @@ class InputError(ValueError):
 
     Attributes:
         speaks_for_all: whether, of a job's processes, the one that raised this is to say it (`ranks.joined`).
+        said_elsewhere: whether another process of the job says it, or more of it.
     """
 
     speaks_for_all = False
+    said_elsewhere = False
 
 
 def near_miss(got: str, known: Iterable[str]) -> str:

@@ -88,7 +88,7 @@ def _one_voice(store: Store) -> Iterator[None]:
         _is_first_to_fail(store)
         raise
     except (InputError, OSError) as error:
-        if not _is_first_to_fail(store):
+        if getattr(error, "said_elsewhere", False) or not _is_first_to_fail(store):
             raise _silent() from error
         if isinstance(error, InputError):
             error.speaks_for_all = True
@@ -177,5 +177,7 @@ def first_then_others() -> Iterator[bool]:
         return
     problem = gather("")[0]
     if problem:
-        raise InputError(problem)
+        refused = InputError(problem)
+        refused.said_elsewhere = True
+        raise refused
     yield False

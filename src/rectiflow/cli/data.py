@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from rectiflow.base.errors import InputError
-from rectiflow.data.config import BUILTIN
+from rectiflow.data.config import BUILTIN, CLIP_RATE
 from rectiflow.recipes.registry import resolve
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _EXAMPLES = 5
 
 # The recipes for folders of what the built-in sets hold: clips, and pictures with captions.
-_TRAINED_BY = {"digit-clips": "video", "digit-scenes": "text"}
+_TRAINED_BY = {"digit-clips": ("video", f" --set data.rate={CLIP_RATE}"), "digit-scenes": ("text", "")}
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,18 @@ class Data:
 
     def __call__(self) -> int:
         """Show or write; returns the exit status."""
-        settings = [setting for group in self.set for setting in group]
+        asked = [setting for group in self.set for setting in group]
         if self.out is None:
-            self._show(settings)
+            self._show(asked)
             return 0
-        if settings:
+        if asked:
             raise InputError("--out writes a built-in set as it is; leave out --set.")
         from rectiflow.data.sets import write_set
 
         written = write_set(self.source, self.out, self.count)
         parts = " and ".join(f"{count} in {self.out / part}" for part, count in written.items())
-        print(f"wrote {parts}. Train: rectiflow train {_TRAINED_BY.get(self.source, 'folder')} --data {self.out}")
+        recipe, settings = _TRAINED_BY.get(self.source, ("folder", ""))
+        print(f"wrote {parts}. Train: rectiflow train {recipe} --data {self.out}{settings}")
         return 0
 
     def _show(self, settings: list[str]) -> None:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 # What a file says of how it was made where it is not as usual.
 _TOLD_IF_ASKED = (
     *("source", "guide", "picture", "null", "negative", "size", "precision"),
-    *("frames", "first", "last", "go_on", "overlap", "rate"),
+    *("frames", "first", "last", "go_on", "overlap"),
 )
+_OF_PRIORS = ("run", "out", "count", "seed", "size", "rate", "each", "device")  # what an autoencoder's are told by
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Sample:
 
         config = read_autoencoder_config(model)
         plain, recipe = Sample(self.run), "video" if len(config.shape) == 4 else "latent"
-        others = [f.name for f in fields(self) if f.name not in ("run", "out", "count", "seed", "size", "device")]
+        others = [f.name for f in fields(self) if f.name not in _OF_PRIORS]
         if asked := next((name for name in others if getattr(self, name) != getattr(plain, name)), ""):
             option = asked.replace("_", "-")
             raise InputError(
@@ -258,9 +259,9 @@ class Sample:
         samples = continued(pipeline, request, self.overlap)
         if not first():
             return
-        each = list(self._about_each(pipeline, request, samples.labels))
+        each = list(self._about_each(pipeline, request, samples.labels, output.rate))
         named = self._named(names, len(samples.pixels)) if output.suffix == "" else names
-        output.write(samples.pixels, samples.labels, self._about(pipeline), each, named)
+        output.write(samples.pixels, samples.labels, self._about(pipeline, output.rate), each, named)
 
     def _save_filmstrip(self, pipeline: "Pipeline", request: "Request") -> None:
         import torch
@@ -291,7 +292,7 @@ class Sample:
         sheet = grid(pixels, self.filmstrip, screen_scale(*pixels.shape[1:3]))
         save_png(sheet, self.out, self._about(pipeline))
 
-    def _about(self, pipeline: "Pipeline") -> dict[str, Any]:
+    def _about(self, pipeline: "Pipeline", rate: float | None = None) -> dict[str, Any]:
         classes = self.classes or pipeline.class_names
         names = ("count", "steps", "solver", "grid", "schedule", "guidance", "guidance_kind", "interval", "seed")
         about = {k: v for k, v in asdict(self).items() if k in names}
@@ -305,11 +306,15 @@ class Sample:
                 about[name] = str(value) if isinstance(value, Path) else value
         if self.picture is not None:
             about["null"] = self.null
+        if rate is not None:
+            about["rate"] = rate
         asked = {"prompts": list(self.prompt)} if pipeline.takes_prompts else {"classes": list(classes)}
         return {"model": str(self.run), **pipeline.training, **asked, **about}
 
-    def _about_each(self, pipeline: "Pipeline", request: "Request", labels: "Tensor") -> Iterator[dict[str, Any]]:
-        about = {k: v for k, v in self._about(pipeline).items() if k not in ("classes", "prompts")}
+    def _about_each(
+        self, pipeline: "Pipeline", request: "Request", labels: "Tensor", rate: float | None
+    ) -> Iterator[dict[str, Any]]:
+        about = {k: v for k, v in self._about(pipeline, rate).items() if k not in ("classes", "prompts")}
         for index, (label, prompt) in enumerate(zip(labels.tolist(), pipeline.prompts(request), strict=True)):
             name = pipeline.class_names[label] if label >= 0 else None
             asked = {"prompt": prompt} if pipeline.takes_prompts else {"class": name}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _SHOWN = 256  # screen pixels to which small clips are brought
 _COLOURS = 256  # of a gif's frame
 _LEAST = 2  # hundredths of a second that a frame of a gif lasts: players take less for a tenth
 _GREY = 96
+_FRAME = re.compile(r"\d+\.png|metadata\.jsonl")  # as `save_folder` has it
 _SMPTE170M, _LIMITED = 6, 1  # the colours of video at standard definition, as H.264 names them
 
 
@@ -55,7 +57,8 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
             frames in a folder as they are.
 
     Raises:
-        InputError: another ending, another rate, PyAV missing (mp4 alone), or the file cannot be written.
+        InputError: another ending, another rate, PyAV missing (mp4 alone), a folder that holds more than frames, or the
+            file cannot be written.
     """
     if not SLOWEST <= rate <= FASTEST:
         raise InputError(f"a clip has {SLOWEST:g} to {FASTEST:g} frames a second, received {rate:g}.")
@@ -63,6 +66,7 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
     if kind not in (".mp4", ".gif", ""):
         raise InputError(f"{path}: expected .mp4, .gif, or no ending for a folder of frames; received {kind}.")
     if not kind:
+        _check_frames(path)
         each = [{**about, "frame": number, "rate": rate} for number in range(len(pixels))]
         write_folder(path, lambda aside: save_folder(_Enlarged(pixels, scale or 1), aside, each))
         return
@@ -73,6 +77,19 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
         write_aside(path, lambda aside: _write_mp4(larger, aside, rate, comment))
     else:
         write_aside(path, lambda aside: _write_gif(larger, aside, rate, comment))
+
+
+def _check_frames(folder: Path) -> None:
+    """Nothing, if a folder is not there or holds nothing but frames, so that it may be replaced.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if other := next((name for name in names if not _FRAME.fullmatch(name)), ""):
+        raise InputError(
+            f"{folder} holds {other}, and frames of a clip take the place of a folder; choose another one."
+        )
 
 
 def save_clips(

@@ -9,6 +9,7 @@ from rectiflow.base.errors import InputError
 
 SetName = Literal["digits", "digit-scenes", "digit-clips", "folder", "shards"]
 BUILTIN = ("digits", "digit-scenes", "digit-clips")
+CLIP_RATE = 10  # frames a second of a built-in set's clips in files: whole hundredths of a second, as a gif has them
 
 
 class DataConfig(Config):

@@ -158,7 +158,8 @@ def _looked_into(config: DataConfig, path: str) -> Facts:
         fact = inspect_film(Path(config.dir, path), whole)
         if fact.film is not None:
             if not how_many(fact.film, config.frames, config.rate)[0]:
-                raise Unusable(f"shorter than {config.frames} frames")
+                at = f" at {config.rate:g} a second" if config.rate else ""
+                raise Unusable(f"shorter than {config.frames} frames{at}")
             return fact
     return inspect(content(config.dir, path), whole)
 

@@ -10,12 +10,11 @@ from rectiflow.base.errors import InputError, unknown
 from rectiflow.base.files import write_folder
 from rectiflow.data.builtin import BUILTIN, digit_clips
 from rectiflow.data.clips import save_clip
-from rectiflow.data.config import DataConfig
+from rectiflow.data.config import CLIP_RATE, DataConfig
 from rectiflow.data.images import Images, ImageSet, to_float
 from rectiflow.data.pictures import to_image, to_uint8
 
 _CHUNK = 512
-CLIP_RATE = 10  # frames a second of a built-in set's clips in files
 
 
 def open_set(config: DataConfig, index: Path | None = None) -> ImageSet:

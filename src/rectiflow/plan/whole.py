@@ -192,7 +192,10 @@ class _Parts:
         samples, cost = found[-1]
         rows = torch.arange(config.count) % len(samples.labels)
         told = tuple(samples.prompts[row] for row in rows.tolist()) if samples.prompts else ()
-        return replace(samples, pixels=samples.pixels[rows], labels=samples.labels[rows], prompts=told), cost
+        # In parts, joined and put into order, as those of a run are: they take memory three times.
+        parts = [samples.pixels[part] for part in rows.split(AT_ONCE)]
+        pixels = torch.cat(parts)[torch.arange(config.count)]
+        return replace(samples, pixels=pixels, labels=samples.labels[rows], prompts=told), cost
 
     def loss_by_noise(self, pipeline: Pipeline, train: Images, held_out: Images, seed: int = 0) -> dict[str, Any]:
         """Of fewer pictures."""

@@ -64,7 +64,7 @@ class Checkpoints:
         return self.shelf.finished()
 
     def best(self) -> int | None:
-        """The step of the least metric, the newest of equal ones; None if none has a metric."""
+        """The step of the least metric, the oldest of equal ones; None if none has a metric. See `Shelf.by_metric`."""
         return next(iter(self.shelf.by_metric()), None)
 
     def metric(self, step: int) -> float | None:

@@ -49,7 +49,17 @@ class Shelf:
         Raises:
             InputError: the folder is there and cannot be read.
         """
-        return [step for step in self.found() if (self.path(step) / MANIFEST_NAME).is_file()]
+        return [step for step in self.found() if self._is_finished(step)]
+
+    def _is_finished(self, step: int) -> bool:
+        manifest = self.path(step) / MANIFEST_NAME
+        try:
+            manifest.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise InputError(f"{manifest} cannot be read: {error.strerror}.") from error
+        return True
 
     def manifest(self, step: int) -> Manifest:
         """What a checkpoint says of itself.
@@ -76,13 +86,18 @@ class Shelf:
         return True
 
     def by_metric(self) -> list[int]:
-        """Steps of the finished ones that have a metric, the best first, the newest of equal ones first."""
+        """Steps of the finished ones that have a metric, the best first.
+
+        Of equal ones the oldest comes first: until it is measured anew, a metric stands for what is saved later too.
+        What a run has only because it was stopped is not among them.
+        """
         metrics: dict[int, float] = {}
         for step in self.finished():
             with suppress(InputError):
-                if (metric := self.manifest(step).metric) is not None:
-                    metrics[step] = metric
-        return sorted(metrics, key=lambda step: (metrics[step], -step))
+                told = self.manifest(step)
+                if told.metric is not None and told.regular is not False and not told.owed:
+                    metrics[step] = told.metric
+        return sorted(metrics, key=lambda step: (metrics[step], step))
 
     def prune(self, written: int, keep: int, keep_best: int) -> None:
         """Remove what is neither among the newest that any run has, nor among the best, nor just written.

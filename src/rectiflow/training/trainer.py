@@ -130,8 +130,16 @@ class Trainer:
     def _make_up(self, log: RunLog) -> None:
         """What was due when the run was stopped; the checkpoint is then as that of a run which never was."""
         self._owed = False
-        self._show(log)
-        self._save_if_it_can(log)  # killed later, the run does not make it up a second time
+        if self._shows or self._regular:
+            self._show(log)
+            self._save_if_it_can(log)  # killed later, the run does not make it up a second time
+
+    @property
+    def _shows(self) -> bool:
+        """Whether `_show` has anything to do after this step."""
+        every = self.config.every
+        averages = every.average if self.ema.by_length else 0
+        return self._due_early() or any(map(self._due, (every.held_out, averages, every.preview)))
 
     @property
     def _regular(self) -> bool:
@@ -281,9 +289,12 @@ class Trainer:
 
     @property
     def _kept(self) -> str:
+        saved: list[int] = []
         with suppress(InputError):
             self.checkpoints.wait()
-        saved, model = self.checkpoints.steps(), self.folder / "model"
+        with suppress(InputError):
+            saved = self.checkpoints.steps()
+        model = self.folder / "model"
         return f"the last good model, after step {saved[-1]}, is in {model}" if saved else "none was saved"
 
     def _preview(self, log: RunLog) -> None:

@@ -174,8 +174,8 @@ def test_what_is_kept_for_its_metric_is_what_an_unstopped_run_has(tmp_path):
     for step, metric, regular, owed in (
         (1, 0.5, True, False),
         (2, 0.1, True, False),
-        (3, 0.1, False, False),
-        (4, 0.1, True, True),
+        (3, 0.05, False, False),
+        (4, 0.05, True, True),
         (5, 0.1, True, False),
         (6, 0.7, True, False),
     ):

@@ -22,7 +22,7 @@ from rectiflow.base.memory_full import MemoryFull, is_full
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=2)  # one rank may encode or survey for long while the others wait
-_PATIENCE = 1.0  # seconds
+_PATIENCE, _LONGEST = 1.0, 30.0  # seconds
 
 
 def started() -> bool:
@@ -88,7 +88,7 @@ def _one_voice(store: Store) -> Iterator[None]:
         _is_first_to_fail(store)
         raise
     except (InputError, OSError) as error:
-        if getattr(error, "said_elsewhere", False) or not _is_first_to_fail(store):
+        if (getattr(error, "said_elsewhere", False) and _is_said(store)) or not _is_first_to_fail(store):
             raise _silent() from error
         if isinstance(error, InputError):
             error.speaks_for_all = True
@@ -96,6 +96,7 @@ def _one_voice(store: Store) -> Iterator[None]:
     except RuntimeError as error:
         words = str(error)
         if not (isinstance(error, dist.DistError) or "gloo" in words or "NCCL" in words):
+            _is_first_to_fail(store)
             raise  # a fault of ours
         if not _is_first_to_fail(store):
             raise _silent() from error
@@ -109,6 +110,19 @@ def _is_first_to_fail(store: Store) -> bool:
         return store.add("failed", 1) == 1
     except RuntimeError:  # the store went with its process: better said twice than not at all
         return True
+
+
+def _is_said(store: Store) -> bool:
+    """Whether the process that knows more is about to speak; it may have to put things right first."""
+    deadline = time.monotonic() + _LONGEST
+    try:
+        while store.add("failed", 0) == 0:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _silent() -> SystemExit:

@@ -50,10 +50,13 @@ class Output:
             )
         if self.each != "mp4" and self.suffix:
             raise InputError(f"--each {self.each} is of a folder, received --out {self.path}; leave its ending out.")
+        from rectiflow.data.clips import FASTEST, SLOWEST, check_frames
+
+        if self.each == "frames" and self.path.is_dir():
+            for folder in self.path.glob("[0-9]" * 5):
+                check_frames(folder)
         if self.rate is None:
             return
-        from rectiflow.data.clips import FASTEST, SLOWEST
-
         if not SLOWEST <= self.rate <= FASTEST:
             raise InputError(f"--rate is {SLOWEST:g} to {FASTEST:g} frames a second, received {self.rate:g}.")
 

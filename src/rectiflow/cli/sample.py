@@ -193,6 +193,7 @@ class Sample:
         if not first():
             return
         about = {"model": str(self.run), **config.training, "prior": True, "seed": self.seed}
+        about |= {} if self.rate is None else {"rate": self.rate}
         labels = torch.full((self.count,), -1)
         output.write(pixels, labels, about, [{"index": i, **about} for i in range(self.count)])
 

@@ -66,7 +66,7 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
     if kind not in (".mp4", ".gif", ""):
         raise InputError(f"{path}: expected .mp4, .gif, or no ending for a folder of frames; received {kind}.")
     if not kind:
-        _check_frames(path)
+        check_frames(path)
         each = [{**about, "frame": number, "rate": rate} for number in range(len(pixels))]
         write_folder(path, lambda aside: save_folder(_Enlarged(pixels, scale or 1), aside, each))
         return
@@ -79,7 +79,7 @@ def save_clip(pixels: Tensor, path: Path, rate: float, about: Mapping[str, objec
         write_aside(path, lambda aside: _write_gif(larger, aside, rate, comment))
 
 
-def _check_frames(folder: Path) -> None:
+def check_frames(folder: Path) -> None:
     """Nothing, if a folder is not there or holds nothing but frames, so that it may be replaced.
 
     Raises:
@@ -113,6 +113,8 @@ def save_clips(
     Raises:
         InputError: as of `save_clip`.
     """
+    for i in range(0 if ending else len(pixels)):  # before the first of them takes the place of anything
+        check_frames(folder / (names[i] if names else f"{i:05d}"))
     lines = []
     for i, (clip, words) in enumerate(zip(pixels, about, strict=True)):
         name = f"{names[i] if names else f'{i:05d}'}{ending}"

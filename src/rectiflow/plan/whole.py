@@ -192,7 +192,7 @@ class _Parts:
         samples, cost = found[-1]
         rows = torch.arange(config.count) % len(samples.labels)
         told = tuple(samples.prompts[row] for row in rows.tolist()) if samples.prompts else ()
-        # In parts, joined and put into order, as those of a run are: they take memory three times.
+        # In parts, joined and put into order, as those of a run are, whose parts an allocator may keep for later.
         parts = [samples.pixels[part] for part in rows.split(AT_ONCE)]
         pixels = torch.cat(parts)[torch.arange(config.count)]
         return replace(samples, pixels=pixels, labels=samples.labels[rows], prompts=told), cost

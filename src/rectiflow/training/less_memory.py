@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from rectiflow.base import ranks
+from rectiflow.base.errors import InputError
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.run_folder import CONFIG_NAME, owner
@@ -39,9 +40,18 @@ def does_not_fit(config: TrainingConfig, folder: Path, device: torch.device, ste
     remedy = smaller_parts(config, folder)
     if step is None:
         return f"{device} had no memory left for a step of this run. {remedy}"
-    saved, prefix = Checkpoints(folder / "checkpoints", config.keep).steps(), owner(folder)[1]
-    kept = f"the last good model, after step {saved[-1]}, is in {folder / 'model'}" if saved else "none was saved"
+    prefix = owner(folder)[1]
     return (
-        f"{device} had no memory left after step {step}: training stopped; {kept}. {remedy} (where it was a preview or "
-        f"a held-out check that did not fit: {prefix}every.preview=0, {prefix}every.held_out=0)"
+        f"{device} had no memory left after step {step}: training stopped; {kept(config, folder)}. {remedy} "
+        f"(where it was a preview or a held-out check that did not fit: {prefix}every.preview=0, "
+        f"{prefix}every.held_out=0)"
     )
+
+
+def kept(config: TrainingConfig, folder: Path) -> str:
+    """What there is of a run whose training stopped, in a clause."""
+    try:
+        saved = Checkpoints(folder / "checkpoints", config.keep).steps()
+    except InputError as error:
+        return f"what it has saved cannot be read just now ({str(error).rstrip('.')})"
+    return f"the last good model, after step {saved[-1]}, is in {folder / 'model'}" if saved else "none was saved"

@@ -92,7 +92,7 @@ class Shelf:
         What a run has only because it was stopped is not among them.
         """
         metrics: dict[int, float] = {}
-        for step in self.finished():
+        for step in self.found():
             with suppress(InputError):
                 told = self.manifest(step)
                 if told.metric is not None and told.regular is not False and not told.owed:
@@ -104,7 +104,7 @@ class Shelf:
 
         What cannot be read stays, for it may be one of the best.
         """
-        steps = [step for step in self.finished() if self._told(step) or step == written]
+        steps = [step for step in self.found() if self._told(step) or step == written]
         kept = {written, *[step for step in steps if self.regular(step)][-keep:], *self.by_metric()[:keep_best]}
         for step in steps:
             if step not in kept:

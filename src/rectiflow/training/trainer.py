@@ -18,7 +18,7 @@ from rectiflow.training.bands import means
 from rectiflow.training.checkpoint import Checkpoints
 from rectiflow.training.config import TrainingConfig
 from rectiflow.training.interrupt import AtOnceError, Interrupt
-from rectiflow.training.less_memory import smaller_parts
+from rectiflow.training.less_memory import kept, smaller_parts
 from rectiflow.training.log import RunLog
 from rectiflow.training.optimiser import learning_rate
 from rectiflow.training.post_hoc import forget_snapshots, save_snapshot
@@ -289,13 +289,9 @@ class Trainer:
 
     @property
     def _kept(self) -> str:
-        saved: list[int] = []
         with suppress(InputError):
             self.checkpoints.wait()
-        with suppress(InputError):
-            saved = self.checkpoints.steps()
-        model = self.folder / "model"
-        return f"the last good model, after step {saved[-1]}, is in {model}" if saved else "none was saved"
+        return kept(self.config, self.folder)
 
     def _preview(self, log: RunLog) -> None:
         path = self.folder / "samples" / f"{self.step:08d}.png"

@@ -32,7 +32,10 @@ def weights_at(run: Path, step: int | Literal["best"], like: Mapping[str, Tensor
     checkpoints = Checkpoints(run / "checkpoints", config.keep)
     there, asked = checkpoints.steps(), checkpoints.best() if step == "best" else step
     if asked is None:
-        raise InputError(f"no checkpoint of {run} has a held-out loss (every.held_out); name a step: {_listed(there)}.")
+        raise InputError(
+            f"no checkpoint of {run} has a held-out loss (every.held_out), those of stops left aside; name a step: "
+            f"{_listed(there)}."
+        )
     if asked not in there:
         raise InputError(f"{run} has no checkpoint of step {asked}; expected one of {_listed(there)}, or best.")
     weights = {name: torch.empty_like(value) for name, value in like.items()}

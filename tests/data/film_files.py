@@ -1,5 +1,7 @@
 """Films whose frames carry their number, written for tests."""
 
+import os
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,6 +29,22 @@ def number_in(pixels: np.ndarray) -> int:
     return int(((blocks.flatten() > 127.5) * 2 ** np.arange(BITS)).sum())
 
 
+@contextmanager
+def scheduled_as_before():
+    """SVT-AV1 gives the thread that opens it the highest priority in real time, if that is allowed, and leaves it so.
+
+    Whatever else runs beside then waits for this process, however many tests come after.
+    """
+    if not hasattr(os, "sched_setscheduler"):  # Linux alone has it
+        yield
+        return
+    policy, level = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, level)
+
+
 def write_film(
     path: Path,
     times: list[float],
@@ -38,7 +56,7 @@ def write_film(
 ) -> Path:
     """A film of the frames `first`, `first` + 1, … shown at `times` (seconds), turned counterclockwise by its file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with scheduled_as_before(), av.open(str(path), "w") as container:
         rate = Fraction(1 / (times[1] - times[0])).limit_denominator(1001) if len(times) > 1 else 10
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"

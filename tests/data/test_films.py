@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import os
 from contextlib import contextmanager
 from fractions import Fraction
 from types import SimpleNamespace
@@ -235,3 +236,11 @@ def test_no_more_is_decoded_than_the_window_needs(folder, monkeypatch):
     assert numbers(path, 13, 10, 0.1, 5) == list(range(130, 135))
     assert min(seen) >= 12
     assert max(seen) < 14.5
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux alone has it")
+def test_writing_films_leaves_this_process_as_it_was_scheduled(tmp_path):
+    """Else all that runs beside it, a browser say, stands still for as long as it works."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    write_film(tmp_path / "x.mp4", even(10), "libsvtav1", options={"preset": "12"})
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before

@@ -8,9 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.generator_config import RunConfig
+
+# No test is timed: machines are busy, and this one with others of its kind.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 SMALL = (
     "network={patch: 4, width: 16, depth: 1, heads: 2}",

@@ -177,10 +177,7 @@ def first_then_others() -> Iterator[bool]:
         try:
             yield True
             problem = ""
-        except (InputError, OSError) as error:
-            problem = str(error)
-            raise
-        except MemoryFull as error:
+        except (InputError, OSError, MemoryFull) as error:
             problem = str(error)
             raise
         except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""`rectiflow export`: a model in half the size, or an autoencoder in diffusers' layout."""
+"""`rectiflow export`: a model in half the size or of another checkpoint, or an autoencoder in diffusers' layout."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

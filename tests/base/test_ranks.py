@@ -58,6 +58,18 @@ def test_who_knows_it_from_another_waits_until_that_one_speaks(store):
     late.join()
 
 
+def test_who_speaks_may_be_gone_with_the_store_that_was_its_own(store, monkeypatch):
+    def gone(name, more):
+        raise RuntimeError("Broken pipe")
+
+    monkeypatch.setattr(store, "add", gone)
+    with pytest.raises(SystemExit):
+        fail(store, refused(True))
+    with pytest.raises(InputError) as said:  # a failure of its own is better said twice than not at all
+        fail(store, refused(False))
+    assert said.value.speaks_for_all
+
+
 def test_where_nobody_speaks_it_says_so_itself(store):
     with pytest.raises(InputError, match="no such data") as said:
         fail(store, refused(True))

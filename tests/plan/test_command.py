@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from rectiflow.__main__ import main
 from rectiflow.cli.plan import size, span
 from rectiflow.plan import probe
 from rectiflow.plan.measured import Rehearsal
-from rectiflow.plan.plan import plan
+from rectiflow.plan.plan import plan, too_big
 from rectiflow.recipes.registry import resolve
 
 
@@ -100,6 +101,30 @@ def test_what_would_take_an_hour_is_told_from_shapes(crowded, monkeypatch):
     found = plan(resolve("digits", settings=["network.depth=1"]), ["h100"])
     assert "a step of 16 samples would take" in found.why
     assert found.outline is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "lack", "taken"),
+    [
+        ("auto", "this CPU has no bfloat16 arithmetic", "float32"),
+        ("auto", "", "bfloat16"),
+        ("bfloat16", "this CPU has no bfloat16 arithmetic", "bfloat16"),
+        ("float32", "", "float32"),
+    ],
+)
+def test_what_would_take_an_hour_is_told_by_the_rate_of_the_run_s_precision(asked, lack, taken, crowded, monkeypatch):
+    rated = []
+
+    def rate(device, precision):
+        rated.append(precision)
+        return 1e15
+
+    monkeypatch.setattr("rectiflow.base.machine.available", lambda device: 10**12)
+    monkeypatch.setattr("rectiflow.training.watch.matrix_rate", rate)
+    monkeypatch.setattr("rectiflow.plan.plan.lacks_bfloat16", lambda device: lack)
+    config = resolve("digits", settings=["network.depth=1", f"precision={asked}"])
+    assert too_big(config, 10**12, torch.device("cpu")) == ""
+    assert rated == [taken]
 
 
 def test_numbers_in_words():

@@ -42,13 +42,14 @@ _NUMBER = 4  # bytes of a float32
 _NOISE_LEVELS, _OF_EACH = 9, 2 * 512  # of the loss by noise level in an evaluation
 
 
-def outline(config: TrainingConfig, gpu: bool = True, look: bool = True) -> Outline:
+def outline(config: TrainingConfig, gpu: bool = True, look: bool = True, auto: str = "bfloat16") -> Outline:
     """What a run would compute and hold.
 
     Args:
         config: the run.
         gpu: whether its stages do what they do on a GPU, else what they do on a CPU.
         look: whether files of data may be looked at; else they are assumed.
+        auto: the precision that "auto" is taken for.
 
     Raises:
         InputError: what the run would refuse.
@@ -60,11 +61,11 @@ def outline(config: TrainingConfig, gpu: bool = True, look: bool = True) -> Outl
     with torch.random.fork_rng(devices=[]), hollow(shaped, gpu):
         *before, last = training_stages(config)
         for name, first in zip((PICTURES, AUTOENCODER)[-len(before) :] if before else (), before, strict=True):
-            made.append(_Outlined(_as_run(first, config), shaped.stage, known, None).outline(name))
+            made.append(_Outlined(_as_run(first, config), shaped.stage, known, None, auto).outline(name))
         space = None if latent is None else shaped.space(latent)
         if space is not None and latent is not None and known.train is not None:
             made.append(_encoding(space, shaped, latent, known))
-        of_last = _Outlined(last, shaped.stage, known, space)
+        of_last = _Outlined(last, shaped.stage, known, space, auto)
         made.append(of_last.outline(_kind(last)))
         if latent is not None and known.train is not None and min(known.train, known.held_out or 0) >= _FEWEST:
             made.append(_scores(config, known, of_last.forward))
@@ -147,11 +148,12 @@ class _Outlined:
         build: makes the stage of settings.
         known: of the data.
         space: the autoencoder, if it is in latents.
+        auto: the precision that "auto" is taken for.
     """
 
-    def __init__(self, config: TrainingConfig, build: Build, known: Seen, space: LatentSpace | None) -> None:
+    def __init__(self, config: TrainingConfig, build: Build, known: Seen, space: LatentSpace | None, auto: str) -> None:
         self.config, self.known, self.space = config, known, space
-        self.precision = "float32" if config.precision == "float32" else "bfloat16"
+        self.precision = auto if config.precision == "auto" else config.precision
         self.stage = build(_small(config), space)
         self.counted = [self.stage]
         depth = _depth(config)

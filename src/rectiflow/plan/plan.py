@@ -15,7 +15,7 @@ from rectiflow.plan.gpus import Gpu, gpu
 from rectiflow.plan.outline import Outline, StageOutline
 from rectiflow.plan.probe import SMALLEST, Probed, Rehearse, probe, training_stages
 from rectiflow.training.config import TrainingConfig
-from rectiflow.training.precision import resolve_device
+from rectiflow.training.precision import lacks_bfloat16, resolve_device
 
 SECONDS = 4.0
 _SHARE = 0.8  # of the memory there is, that a rehearsal may be expected to take
@@ -106,12 +106,13 @@ def too_big(config: TrainingConfig, available: int, device: torch.device) -> str
     try:
         if most_parameters(config) < _LITTLE:
             return ""
-        found = outline(config, gpu=device.type == "cuda", look=False)
+        auto = "float32" if lacks_bfloat16(device) else "bfloat16"
+        found = outline(config, gpu=device.type == "cuda", look=False, auto=auto)
     except Exception:  # of whatever kind: the rehearsal says it better, or knows more
         return ""
     trained = [stage for stage in found.stages if stage.parameters is not None]
-    rate = _UTILISATION * matrix_rate(device, trained[-1].precision or "float32")
     for stage, own in zip(trained, training_stages(config), strict=True):
+        rate = _UTILISATION * matrix_rate(device, stage.precision or "float32")
         why = _too_big(stage, own, available, rate)
         if why:
             return f"{stage.name} of {(stage.parameters or 0) / 1e6:,.0f} M parameters cannot be rehearsed here: {why}"

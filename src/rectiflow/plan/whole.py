@@ -183,8 +183,10 @@ class _Parts:
 
         first = draw(1)
         if few < at_once and first.wall * at_once / few < _PATIENCE * self.seconds:
+            there = torch.ones(config.count - at_once, *images.shape)  # a run's last ones are made beside all others
             first += draw(1, at_once)
             found.pop()
+            del there
         one, three = draw(1), draw(3)
         step = ((three - one) * 0.5).at_least(Cost())
         whole = (one + step * (config.steps - 1)) * (config.count / few)

@@ -45,16 +45,24 @@ def resolve_precision(name: str, device: torch.device, step: Callable[[], None])
     """
     if name != "auto":
         return name, "as asked"
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "float32", "this GPU has no bfloat16"
-    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        return "float32", "this CPU has no bfloat16 arithmetic"
+    lack = lacks_bfloat16(device)
+    if lack:
+        return "float32", lack
     seconds = _measure(device, ("float32", "bfloat16"), step)
     # Where neither fits, bfloat16 is the one that may, once a step is shared or taken in more parts.
     faster = math.isinf(seconds["float32"]) or seconds["float32"] > _GAIN * seconds["bfloat16"]
     told = {precision: "does not fit" if math.isinf(s) else f"{1000 * s:.0f} ms" for precision, s in seconds.items()}
     words = ", ".join(f"{precision} {about}" for precision, about in told.items())
     return ("bfloat16" if faster else "float32"), f"measured per step: {words}"
+
+
+def lacks_bfloat16(device: torch.device) -> str:
+    """Why bfloat16 is not even tried there, in words; empty if it is."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "this GPU has no bfloat16"
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return "this CPU has no bfloat16 arithmetic"
+    return ""
 
 
 def _measure(device: torch.device, precisions: Sequence[str], step: Callable[[], None]) -> dict[str, float]:

@@ -9,17 +9,21 @@ from rich.console import Console
 from torch import nn
 
 from rectiflow import workflow
+from rectiflow.data.remembered import Remembered
+from rectiflow.evaluation.features import SmallEncoder
 from rectiflow.networks.build import build
 from rectiflow.plan import clock
 from rectiflow.plan.child import rehearse
 from rectiflow.plan.forecast import forecast
 from rectiflow.plan.measured import Asked, Cost, Rehearsal
 from rectiflow.plan.probe import in_a_child, private, probe, training_stages
+from rectiflow.plan.whole import _reads
 from rectiflow.recipes.registry import resolve
 from rectiflow.training.generators import GANStage
 from rectiflow.training.stages import FlowStage
 from rectiflow.training.trainer import Trainer
 from rectiflow.training.watch import Watch
+from tests.data.read_count import Read
 
 TINY = ("every={log: 4, held_out: 6, preview: 8, first_preview: 2, save: 6}", "preview={count: 1, rows: 2, steps: 4}")
 
@@ -202,3 +206,14 @@ def test_a_process_of_its_own_leaves_nothing(tiny, tmp_path, monkeypatch):
 def test_time_is_not_asked_of_the_device_of_a_cpu():
     before = clock.now(torch.device("cpu"))
     assert clock.now().wall >= before.wall
+
+
+@pytest.mark.parametrize(("count", "room"), [(50, 10**6), (3000, 10**6), (3000, 500), (60_000, 4000)])
+def test_readings_of_pictures_are_those_that_there_are(count, room):
+    """The encoder of the scores looks at 38,400 pictures, some of them often."""
+    rows = SmallEncoder.rows(count, 300, 0)
+    images = Read(count, 1)
+    kept = Remembered(images, room)
+    for part in rows.split(128):
+        kept.fetch(part)
+    assert _reads(rows, count, room) == pytest.approx(int(images.reads.sum()), rel=0.02)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rectiflow.base.errors import InputError
 from rectiflow.base.randomness import Key
 from rectiflow.data.images import Images, to_float
+from rectiflow.data.remembered import Remembered
 
 _CHUNK = 256
 _SCALED_BY = 2000
@@ -68,9 +69,9 @@ class SmallEncoder(Features):
             torch.manual_seed(seed)
             self.network = _network(images.shape[0], self.WIDTH, max(self.classes, 4))
         optimiser = torch.optim.AdamW(self.network.parameters(), lr=2e-3)
+        images = Remembered(images) if images.costly else images
         for step in range(steps):
-            draws = Key(seed, "encoder batch", step).uniform(torch.arange(128))
-            index = (draws * len(images)).long()
+            index = _batch(len(images), step, seed)
             pixels, labels = to_float(images.fetch(index)), images.labels[index]
             if not self.classes:
                 pixels, labels = _turned(pixels)
@@ -79,7 +80,7 @@ class SmallEncoder(Features):
             loss.backward()
             optimiser.step()
         self.network.eval().requires_grad_(False)
-        index = Key(seed, "encoder scale").permutation(len(images))[:_SCALED_BY]
+        index = _scaled_by(len(images), seed)
         found = self._hidden(to_float(images.fetch(index)))
         self.mean, self.std = found.mean(0), found.std(0).clamp_min(1e-6)
 
@@ -90,10 +91,23 @@ class SmallEncoder(Features):
     def _hidden(self, pixels: Tensor) -> Tensor:
         return torch.cat([self.network[:-1](part.float()) for part in torch.split(pixels, _CHUNK)]).double()
 
+    @staticmethod
+    def rows(count: int, steps: int, seed: int) -> Tensor:
+        """Which of `count` training pictures are looked at, in their order, int64; most of them more than once."""
+        return torch.cat([*(_batch(count, step, seed) for step in range(steps)), _scaled_by(count, seed)])
+
     def save(self, folder: Path) -> None:
         """`encoder.safetensors`."""
         scale = {"mean": self.mean, "std": self.std}
         save_file(dict(self.network.state_dict()) | scale, folder / "encoder.safetensors")
+
+
+def _batch(count: int, step: int, seed: int) -> Tensor:
+    return (Key(seed, "encoder batch", step).uniform(torch.arange(128)) * count).long()
+
+
+def _scaled_by(count: int, seed: int) -> Tensor:
+    return Key(seed, "encoder scale").permutation(count)[:_SCALED_BY]
 
 
 @final

@@ -10,11 +10,13 @@ from typing import Any, final
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from rectiflow import workflow
 from rectiflow.autoencoders.latent_space import LatentSpace
 from rectiflow.base import machine
-from rectiflow.data.images import Images, ImageSet
+from rectiflow.data import remembered
+from rectiflow.data.images import Images, ImageSet, InMemory
 from rectiflow.data.latents import open_latents, read_manifest
 from rectiflow.evaluation import memory, report
 from rectiflow.evaluation.config import EvaluateConfig
@@ -25,13 +27,14 @@ from rectiflow.plan import clock
 from rectiflow.plan.clock import replaced
 from rectiflow.plan.measured import Between, Cost
 from rectiflow.plan.rehearse import Notebook, rehearsed_fit
-from rectiflow.plan.views import few_of, in_place_of
+from rectiflow.plan.views import Repeated, few_of, in_place_of
 from rectiflow.request import Samples
 from rectiflow.training.generator_config import RunConfig
 from rectiflow.training.trainer import Trainer
 
 _FORWARD = 1 / 3  # of a training step's cost
 _SHORT, _LONGER = 4, 12  # steps of the encoder that scores are taken in, of all
+_READ, _AT_A_TIME = 512, 64  # pictures that it learns from, and those of them that are read together
 _PATIENCE = 8  # times as long as steps are measured, to draw as many as are drawn at once
 
 
@@ -158,17 +161,36 @@ class _Parts:
         self._features, self._drawn = features, drawn
 
     def features(self, name: str, images: Images, seed: int = 0) -> Features:
-        """An encoder that has learned little."""
+        """An encoder that has learned little, from few pictures where reading them is work."""
         if name != "encoder":
             return self._features(name, images, seed)
         made: list[Features] = []
+        steps = _default(SmallEncoder.__init__, "steps")
+        shown, kept = images, torch.empty(0)
+        if images.costly:
+            shown, kept = self._read(images, SmallEncoder.rows(len(images), steps, seed))
         short, longer = (
-            clock.cost_of(lambda steps=steps: made.append(SmallEncoder(images, steps, seed)), self.device)  # type: ignore[misc]
+            clock.cost_of(lambda steps=steps: made.append(SmallEncoder(shown, steps, seed)), self.device)  # type: ignore[misc]
             for steps in (_SHORT, _LONGER)
         )
         step = ((longer - short) * (1 / (_LONGER - _SHORT))).at_least(Cost())
-        self.left_out += step * (_default(SmallEncoder.__init__, "steps") - _LONGER) - short
+        self.left_out += step * (steps - _LONGER) - short
+        del kept
         return made[-1]
+
+    def _read(self, images: Images, rows: Tensor) -> tuple[Images, Tensor]:
+        """Some of the pictures at `rows` in the place of all, and as much memory as the others would take."""
+        few: list[Tensor] = []
+        cost, distinct = Cost(), rows.unique()
+        for part in distinct[:_READ].split(_AT_A_TIME):
+            if cost.wall < self.seconds:
+                cost += clock.cost_of(lambda part=part: few.append(images.fetch(part)), self.device)  # type: ignore[misc]
+        pixels = torch.cat(few)
+        room = remembered.MOST // pixels[0].nbytes
+        self.left_out += cost * (_reads(rows, len(images), room) / len(pixels) - 1)
+        others = pixels[0].nbytes * (min(room, len(distinct)) - len(pixels))
+        held = InMemory(pixels, images.labels[: len(pixels)])
+        return Repeated(held, images), torch.ones(max(0, others), dtype=torch.uint8)
 
     def drawn(self, pipeline: Pipeline, images: Images, config: EvaluateConfig) -> tuple[Samples, dict[str, Any]]:
         """Fewer samples by fewer steps, over and over; once as many as are made at a time, for the memory they take."""
@@ -209,6 +231,12 @@ class _Parts:
         )
         self.left_out += cost * (count / few - 1)
         return found
+
+
+def _reads(rows: Tensor, count: int, room: int) -> float:
+    """How often one of `count` pictures is read when those at `rows` are asked for and the first `room` are kept."""
+    distinct = len(rows.unique())
+    return distinct if distinct <= room else room + (len(rows) - room) * (1 - room / count)
 
 
 def _default(call: Callable[..., object], name: str) -> int:

@@ -118,6 +118,12 @@ def serving(result: dict) -> str:
     )
 
 
+def _smaller(than: dict[str, int]) -> str:
+    size = f"at {than['size']}×{than['size']}, " if "size" in than else ""
+    first = f", of the autoencoder {than['first']}" if "first" in than else ""
+    return f"{size}batches of {than['batch']}{first}"
+
+
 def plan(result: dict) -> str:
     measured = {name: result[name] for name in RECIPES if name in result}
     rows = [
@@ -127,14 +133,15 @@ def plan(result: dict) -> str:
             *(f"{found[each]['cpu_seconds']:.0f}" for each in ("forecast", "measured")),
             *(f"{found[each]['peak_bytes'] / 1e6:,.0f}" for each in ("forecast", "measured")),
             *(f"{found['ratio'][each]:.2f}" for each in ("seconds", "cpu_seconds", "peak_bytes", "disk_bytes")),
+            f"{100 * found['share_of_steps']:.0f} %",
             f"{found['plan_seconds']:.0f}",
         ]
         for name, found in measured.items()
     ]
     header = ["", "seconds, forecast", "run", "processor, forecast", "run", "memory, MB, forecast", "run"]
-    header += ["seconds", "processor", "memory", "disk", "told after, s"]
+    header += ["seconds", "processor", "memory", "disk", "of it steps", "told after, s"]
     smaller = "; ".join(
-        f"{name} at {each['size']}×{each['size']}, batches of {each['batch']} and {each['first']}"
+        f"{name} {_smaller(each)}"
         for name, each in ((name, found.get("smaller")) for name, found in measured.items())
         if each
     )
@@ -144,7 +151,8 @@ def plan(result: dict) -> str:
     ran = "; ".join(f"{', '.join(names)} on {machine}" for machine, names in machines.items())
     missing = ", ".join(name for name in RECIPES if name not in measured)
     return (
-        f"{table(header, rows)}\n\nForecast over measured in the last columns but one. Short runs"
+        f"{table(header, rows)}\n\nForecast over measured; *of it steps* is the part of the forecast time that is "
+        "steps of training, the rest being what is done between them, latents and scores. Short runs"
         f"{f' ({smaller})' if smaller else ''} by `python benchmarks/plan.py`: {ran}."
         f"{f' Not measured yet: {missing}.' if missing else ''}"
     )

@@ -29,7 +29,7 @@ PICTURES, CLIPS = 320, 64  # of a folder, to train on; and held out
 STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "text": 32, "clips": 4, "video": 4, "latent-256": 4}
 USUAL, FIRST, FIRST_OF = 80, 60, {"text": 32, "clips": 4, "video": 4, "latent-256": 4}
 # What would take hours on two cores is made smaller, for the forecast and the run alike.
-SMALLER = {"video": {"batch": 16}, "latent-256": {"size": 128, "batch": 8, "first": 2}}
+SMALLER = {"video": {"batch": 16}, "latent-256": {"size": 64, "batch": 8, "first": 2}}
 
 
 def lowered(config: TrainingConfig, steps: int, batch: int | None = None) -> TrainingConfig:

@@ -17,6 +17,7 @@ from rectiflow.base import machine
 from rectiflow.plan import clock
 from rectiflow.plan.between import held_out_event, preview_event
 from rectiflow.plan.measured import Asked, Cost, Event, Rehearsed, Window
+from rectiflow.training import autoencoder_stage
 from rectiflow.training.autoencoder_config import AutoencoderRunConfig
 from rectiflow.training.interrupt import Interrupt
 from rectiflow.training.log import RunLog
@@ -261,10 +262,12 @@ class _Rehearsal:
         return found.model_copy(update={"bytes": clock.size_of(trainer.folder) - before})
 
     def _last_save(self, step: Cost) -> Cost:
-        """Take the last step, and what the run does after it."""
+        """Take the last step, and what the run does after it; what is not asked for, of fewer pictures."""
         self.trainer.step = self.steps - 1
+        many = autoencoder_stage._STATISTICS if self.notes.asked.events else autoencoder_stage._CHUNK
         began = clock.now(self.notes.device)
-        self.fit()
+        with clock.replaced(autoencoder_stage, "_STATISTICS", many):
+            self.fit()
         return (clock.now(self.notes.device) - began - step).at_least(Cost())
 
     def _pages(self) -> int:

@@ -26,8 +26,8 @@ from rectiflow.training.generator_config import RunConfig
 CHILD = Path(__file__).parent / "plan_child.py"
 PICTURES, CLIPS = 320, 64  # of a folder, to train on; and held out
 # Steps of the run, and of the autoencoders before it: some minutes on two cores, most of them for what is done between.
-STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "text": 32, "clips": 4, "video": 4, "latent-256": 4}
-USUAL, FIRST, FIRST_OF = 80, 60, {"text": 32, "clips": 4, "video": 4, "latent-256": 4}
+STEPS = {"digits": 600, "ddpm": 600, "vae": 600, "gan": 300, "text": 32, "clips": 16, "video": 4, "latent-256": 4}
+USUAL, FIRST, FIRST_OF = 80, 60, {"text": 32, "clips": 16, "video": 4, "latent-256": 4}
 # What would take hours on two cores is made smaller, for the forecast and the run alike.
 SMALLER = {"video": {"batch": 16}, "latent-256": {"size": 64, "batch": 8, "first": 2}}
 
